@@ -1,0 +1,1 @@
+"""Open, stream and write safetensors checkpoints; weight digests and Merkle root."""

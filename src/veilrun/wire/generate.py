@@ -39,7 +39,7 @@ class SamplingParams:
     max_tokens, min_tokens: length of each answer in tokens; end ids count.
     temperature: 0 is greedy. top_p, top_k (0: off), min_p: truncation of the distribution.
     seed: same seed, same answer on the same engine; None draws one.
-    stoptoken_ids: any of them ends an answer and is its last token.
+    stop_token_ids: any of them ends an answer and is its last token.
     ignore_eos: the model's own end ids do not end an answer.
     logit_bias: id -> value added to its logit.
     logprobs: None, or how many alternatives to report per position (0: the chosen one only).
@@ -56,7 +56,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    stoptoken_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
@@ -102,7 +102,7 @@ class Choice:
 
     token_ids: new tokens; in a stream only those since the last chunk.
     finish_reason: None while the answer goes on.
-    stop_reason: the id in `stoptoken_ids` that ended the answer, if one did. It is then also
+    stop_reason: the id in `stop_token_ids` that ended the answer, if one did. It is then also
         the last of `token_ids`.
     logprobs: one entry per token of `token_ids`, or None when not asked for.
     """

@@ -53,7 +53,7 @@ class Fields:
             raise DecodeError(f"unknown field: {names}", field=self.path(unknown[0][:64]))
 
 
-def json_object(body: bytes) -> Mapping[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`."""
     try:
         return mapping(json.loads(body), "body")

@@ -1,0 +1,143 @@
+"""One tensor under its job: the plain checkpoint's tensor in, the encrypted one out.
+
+W' = A_out fold(W) A_into^-1, computed in float64 for float32 weights and in float32 for
+16-bit ones, and rounded once. Matrices go through in slabs that fit a processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from veilrun.checkpoint.folder import Checkpoint
+from veilrun.equivariant.families.table import Embedding, HeadNorm, Linear, Norm
+from veilrun.equivariant.maps import Map, Permute
+from veilrun.equivariant.plan import Fold, Job
+from veilrun.equivariant.spaces import Spaces
+from veilrun.equivariant.tensors import TORCH_DTYPES, read_matrix, read_rows, read_vector
+
+SLAB: Final = 512
+"""Rows or columns worked on at once: a slab of a 2048-wide matrix is 4 MiB in float32."""
+
+Action = Callable[[Tensor], Tensor]
+Rows = Callable[[int, int], Tensor]
+
+
+def transform(checkpoint: Checkpoint, job: Job, spaces: Spaces) -> Tensor:
+    """The encrypted tensor of `job`, in the dtype and shape of its source."""
+    info = checkpoint[job.source]
+    dtype = TORCH_DTYPES[info.dtype]
+    if job.constant is not None:
+        return torch.full(info.shape, job.constant, dtype=dtype)
+    match job.row:
+        case Linear() as row if job.found.part == "weight":
+            return _weight(checkpoint, job, row, spaces)
+        case Linear() as row:
+            return _bias(checkpoint, job, row, spaces).to(dtype)
+        case Embedding() as row:
+            index = spaces.of(row.index, info.shape[0], None, None)
+            residual = spaces.of("residual", info.shape[1], None, None)
+            return _matrix(_rows_of(checkpoint, job), info.shape, dtype, index, residual.write)
+        case Norm():
+            residual = spaces.of("residual", info.shape[0], None, None)
+            return _carry(residual, read_vector(checkpoint, job.source)).to(dtype)
+        case HeadNorm() as row:
+            offset = 1.0 if row.kind == "rms+1" else 0.0
+            gain = read_vector(checkpoint, job.source) + offset
+            gain_map = spaces.head_gain(row.axis, job.found.layer)
+            return (gain_map.write(gain[:, None])[:, 0] - offset).to(dtype)
+        case _:
+            raise ValueError(f"{job.source} has no transform")
+
+
+def _weight(checkpoint: Checkpoint, job: Job, row: Linear, spaces: Spaces) -> Tensor:
+    info, found = checkpoint[job.source], job.found
+    n_out, n_into = reversed(info.shape) if row.transposed else info.shape
+    out = spaces.of(row.out, n_out, found.layer, found.expert)
+    into = spaces.of(row.into, n_into, found.layer, found.expert)
+    fold = None if job.fold is None else _folding(checkpoint, job.fold, bare=not job.has_bias)
+
+    def columns(x: Tensor) -> Tensor:
+        return into.read(x if fold is None else fold(x))
+
+    rows: Rows = _rows_of(checkpoint, job)
+    if row.transposed:
+        whole = read_matrix(checkpoint, job.source).t()
+        rows = lambda start, stop: whole[start:stop]  # noqa: E731
+    result = _matrix(rows, (n_out, n_into), TORCH_DTYPES[info.dtype], out, columns)
+    return result.t().contiguous() if row.transposed else result
+
+
+def _rows_of(checkpoint: Checkpoint, job: Job) -> Rows:
+    return lambda start, stop: read_rows(checkpoint, job.source, start, stop)
+
+
+def _matrix(
+    rows: Rows, shape: tuple[int, ...], dtype: torch.dtype, out: Map, columns: Action
+) -> Tensor:
+    """Apply `columns` along each row, then `out` across the rows; round to `dtype` once.
+
+    columns: acts on axis 0 of a [columns, m] tensor, the transpose of m rows.
+    """
+    # float32 weights deserve a wider accumulator than their own precision.
+    compute = torch.float64 if dtype == torch.float32 else torch.float32
+    place = torch.argsort(out.order) if isinstance(out, Permute) else None
+    # Rows that only move are rounded at once, so a big vocabulary needs no wide copy.
+    halfway = torch.empty(shape, dtype=compute if place is None else dtype)
+    for start, stop in _slabs(shape[0]):
+        slab = columns(rows(start, stop).t().to(compute).contiguous()).t()
+        if place is None:
+            halfway[start:stop] = slab
+        else:
+            halfway.index_copy_(0, place[start:stop], slab.to(dtype))
+    if place is not None:
+        return halfway
+    result = torch.empty(shape, dtype=dtype)
+    for start, stop in _slabs(shape[1]):
+        result[:, start:stop] = out.write(halfway[:, start:stop].contiguous())
+    return result
+
+
+def _slabs(n: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, n, SLAB):
+        yield start, min(start + SLAB, n)
+
+
+def _folding(checkpoint: Checkpoint, fold: Fold, *, bare: bool) -> Action:
+    """The fold of a norm's affine into the transposed rows [columns, m] of a weight.
+
+    A LayerNorm's output has no component along the all-ones vector. A module without bias
+    (`bare`) gets its folded bias through that free direction: the norm's own bias becomes all
+    ones, and each row's sum becomes what the bias adds to its output.
+    """
+    gain = read_vector(checkpoint, fold.gain) + fold.offset
+    bias = read_vector(checkpoint, fold.bias) if fold.bias is not None else None
+
+    def apply(x: Tensor) -> Tensor:
+        scaled = x * gain.to(x.dtype)[:, None]
+        if bias is None or not fold.ones:
+            return scaled
+        wanted_sum = bias.to(x.dtype) @ x if bare else 0.0
+        return scaled + (wanted_sum - scaled.sum(dim=0)) / len(gain)
+
+    return apply
+
+
+def _bias(checkpoint: Checkpoint, job: Job, row: Linear, spaces: Spaces) -> Tensor:
+    """[n] float64: the bias, with the norm's bias folded in, under the output's key."""
+    bias = read_vector(checkpoint, job.source)
+    if job.fold is not None and job.fold.bias is not None and job.weight is not None:
+        weight = read_matrix(checkpoint, job.weight).double()
+        norm_bias = read_vector(checkpoint, job.fold.bias)
+        bias = bias + (norm_bias @ weight if row.transposed else weight @ norm_bias)
+    out = spaces.of(row.out, len(bias), job.found.layer, job.found.expert)
+    return out.write(bias[:, None])[:, 0]
+
+
+def _carry(residual: Map, gain: Tensor) -> Tensor:
+    """A gain moves with a signed permutation and keeps its own sign."""
+    numbers = torch.arange(1.0, len(gain) + 1.0, dtype=torch.float64)[:, None]
+    return gain[residual.write(numbers)[:, 0].abs().long() - 1]

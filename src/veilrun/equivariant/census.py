@@ -62,7 +62,7 @@ class Census:
         if row.after is None:
             return None
         for norm in self.family.rows:
-            if isinstance(norm, Norm) and f".{norm.name}".endswith(f".{row.after}"):
+            if isinstance(norm, Norm) and norm.is_called(row.after):
                 return norm.name.format(layer=layer)
         raise ValueError(f"family {self.family.name}: no row for the norm {row.after}")
 

@@ -126,7 +126,7 @@ def make_spaces(
     norms = [row for row in family.rows if isinstance(row, Norm)]
     residual = Residual(
         layer_norm=any(norm.kind == "layer" for norm in norms),
-        carried=any(norm.carried for norm in norms),
+        carried=family.carries,
     )
     head_norms = any(isinstance(row, HeadNorm) for row in family.rows)
     return Spaces(key, digest, family.name, shape, residual, strength, head_norms=head_norms)

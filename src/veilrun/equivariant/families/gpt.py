@@ -17,7 +17,7 @@ from veilrun.equivariant.families.table import (
     Norm,
     PerHead,
     Shape,
-    rotary_share,
+    rotary_dim,
 )
 
 _BLOCK: Final = "transformer.h.{layer}."
@@ -44,7 +44,7 @@ def _neox_shape(config: Any) -> Shape:
         n_heads=config.num_attention_heads,
         n_kv_heads=config.num_attention_heads,
         head_dim=head_dim,
-        rotary_dim=int(head_dim * rotary_share(config)),
+        rotary_dim=rotary_dim(config, head_dim),
         vocab_size=config.vocab_size,
     )
 

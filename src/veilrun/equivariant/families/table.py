@@ -7,6 +7,7 @@ module reads: the norm's gain and bias fold into it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,6 +75,10 @@ class Norm:
     kind: Literal["rms", "rms+1", "layer"]
     carried: bool = False
 
+    def is_called(self, after: str | None) -> bool:
+        """Whether a row's `after` means this norm: in full, or by its last word."""
+        return after is not None and f".{self.name}".endswith(f".{after}")
+
 
 @dataclass(frozen=True, slots=True)
 class HeadNorm:
@@ -130,6 +135,17 @@ class Family:
     shape: Callable[[Any], Shape]
     prefix: str = ""
 
+    @property
+    def carries(self) -> bool:
+        """Whether some norm's gain goes on into the residual stream."""
+        return any(isinstance(row, Norm) and row.carried for row in self.rows)
+
+    def __post_init__(self) -> None:
+        read = {row.after for row in self.rows if isinstance(row, Linear)} - {None}
+        for row in self.rows:
+            if isinstance(row, Norm) and row.carried == any(row.is_called(name) for name in read):
+                raise ValueError(f"{row.name}: a norm is either read by a module or carried on")
+
 
 def decoder_shape(config: Any) -> Shape:
     """The sizes in the words that most decoder configurations share."""
@@ -140,7 +156,7 @@ def decoder_shape(config: Any) -> Shape:
         n_heads=config.num_attention_heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         head_dim=head_dim,
-        rotary_dim=int(head_dim * rotary_share(config)),
+        rotary_dim=rotary_dim(config, head_dim),
         vocab_size=config.vocab_size,
         n_experts=int(
             getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0
@@ -148,8 +164,8 @@ def decoder_shape(config: Any) -> Shape:
     )
 
 
-def rotary_share(config: Any) -> float:
-    """The share of each head's entries that carry rotary positions."""
+def rotary_dim(config: Any, head_dim: int) -> int:
+    """Entries of each head that carry rotary positions: whole pairs, as engines count them."""
     parameters = getattr(config, "rope_parameters", None) or {}
     share = parameters.get("partial_rotary_factor")
-    return 1.0 if share is None else float(share)
+    return 2 * math.ceil(int(head_dim * (1.0 if share is None else share)) / 2)

@@ -50,12 +50,20 @@ class Checkpoint:
         self.generation_config = (
             read_json(generation_config) if generation_config.exists() else None
         )
-        self.shards = {name: SafetensorsFile(folder / name) for name in self._shard_names()}
+        self.shards: dict[str, SafetensorsFile] = {}
         self._shard_of: dict[str, SafetensorsFile] = {}
-        for shard in self.shards.values():
+        try:
+            self._open_shards()
+        except CheckpointError:
+            self.close()
+            raise
+
+    def _open_shards(self) -> None:
+        for shard_name in self._shard_names():
+            shard = self.shards[shard_name] = SafetensorsFile(self.folder / shard_name)
             for name in shard.infos:
                 if name in self._shard_of:
-                    raise CheckpointError(f"{folder}: tensor {name} is stored twice")
+                    raise CheckpointError(f"{self.folder}: tensor {name} is stored twice")
                 self._shard_of[name] = shard
         self._check_index()
 

@@ -62,6 +62,9 @@ class SafetensorsFile:
             self.infos, self._data_start = _read_header(self._file.fileno(), size, path)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+        except CheckpointError:
+            self._file.close()
+            raise
 
     def read(self, name: str) -> bytearray:
         """All bytes of tensor `name`."""

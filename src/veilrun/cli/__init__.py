@@ -1,1 +1,70 @@
-"""To be written."""
+"""The command line: one small file per command, each a thin call into the library."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from veilrun.cli.chat import chat
+from veilrun.cli.check import check
+from veilrun.cli.demo import demo
+from veilrun.cli.encrypt import encrypt
+from veilrun.cli.keygen import keygen
+from veilrun.cli.node import node
+from veilrun.cli.proxy import proxy
+from veilrun.errors import VeilrunError
+
+TOUR = """Run Hugging Face models on machines you do not trust.
+
+Your side holds the key and the text; their side computes on encrypted tokens.
+
+[bold]See it work[/]    veilrun demo
+
+[bold]Do it yourself[/]
+
+  veilrun keygen my.key                          a secret key, under a passphrase
+  veilrun encrypt MODEL out/ --key my.key        MODEL is a hub id or a folder
+  veilrun check MODEL out/ --key my.key          is it still the same model? measured
+
+[bold]Their machine[/]  veilrun node out/                      serves ids, never sees text
+
+[bold]Your machine[/]   veilrun proxy --key my.key --node URL --pin PIN
+                then point any OpenAI client at http://127.0.0.1:8080/v1
+
+Every mode says whom it protects from whom; SECURITY.md says what it does not stop.
+"""
+
+app = typer.Typer(
+    help=TOUR,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_YOURS, _THEIRS = "On your machine", "On their machine"
+app.command(rich_help_panel="Start here")(demo)
+app.command(rich_help_panel=_YOURS)(keygen)
+app.command(rich_help_panel=_YOURS)(encrypt)
+app.command(rich_help_panel=_YOURS)(check)
+app.command(rich_help_panel=_YOURS)(proxy)
+app.command(rich_help_panel=_YOURS)(chat)
+app.command(rich_help_panel=_THEIRS)(node)
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code, never a traceback."""
+    try:
+        app()
+    except VeilrunError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {_escaped(error)}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _escaped(error: VeilrunError) -> str:
+    return str(error).replace("[", r"\[")

@@ -34,6 +34,7 @@ from veilrun.equivariant.families import family_of
 from veilrun.equivariant.families.table import Family, HeadNorm, Norm, Shape
 from veilrun.equivariant.groups import Strength
 from veilrun.equivariant.ids import encode_ids
+from veilrun.equivariant.parallel import in_parallel
 from veilrun.equivariant.plan import Job, Plan, make_plan
 from veilrun.equivariant.spaces import Residual, Spaces
 from veilrun.equivariant.tensors import as_bytes
@@ -137,12 +138,13 @@ def _read_config(plain: Checkpoint) -> tuple[Family, Shape, Any]:
     family = family_of(plain.config.get("model_type"))
     if "quantization_config" in plain.config:
         raise UnsupportedModel("quantised weights have no private form; encrypt the original")
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(plain.folder, local_files_only=True)
         return family, family.shape(config), config
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (StrictDataclassError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{plain.folder / CONFIG_FILE} cannot be used: {error}") from error
 
 
@@ -169,13 +171,15 @@ def _write_weights(
         names = {job: _target_name(job, spaces) for job in jobs}
         infos = [(names[job], plain[job.source].dtype, plain[job.source].shape) for job in jobs]
         with SafetensorsWriter(target / shard, infos) as writer:
-            for job in jobs:
+
+            def write(job: Job, writer: SafetensorsWriter = writer, names: Any = names) -> bytes:
                 data = as_bytes(transform(plain, job, spaces))
-                name = names[job]
-                writer.write(name, data)
-                leaves[name] = merkle.leaf(writer.infos[name], hashlib.sha256(data).digest())
-                weight_map[name] = shard
+                writer.write(names[job], data)
                 count.add("encrypt", data.nbytes)
+                return merkle.leaf(writer.infos[names[job]], hashlib.sha256(data).digest())
+
+            leaves |= zip(names.values(), in_parallel(write, jobs), strict=True)
+        weight_map |= dict.fromkeys(names.values(), shard)
     if (plain.folder / INDEX_FILE).exists():
         total = sum(plain[job.source].n_bytes for jobs in plan.shards.values() for job in jobs)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

@@ -11,7 +11,7 @@ Every map acts on axis 0 of a [n, m] tensor and returns a new [n, m] tensor of i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -78,23 +78,32 @@ class Rotate:
 
     blocks: Tensor
     tail: Tensor | None = None
+    _cast: dict[torch.dtype, tuple[Tensor, Tensor | None]] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> int:
         return self._n_main + (0 if self.tail is None else len(self.tail))
+
+    def _as(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Blocks and tail in `dtype`, converted once: slabs are many."""
+        if dtype not in self._cast:
+            tail = None if self.tail is None else self.tail.to(dtype)
+            self._cast[dtype] = (self.blocks.to(dtype), tail)
+        return self._cast[dtype]
 
     @property
     def _n_main(self) -> int:
         return self.blocks.shape[0] * self.blocks.shape[1]
 
     def write(self, x: Tensor) -> Tensor:
-        n_blocks, block, _ = self.blocks.shape
+        blocks, tail = self._as(x.dtype)
+        n_blocks, block, _ = blocks.shape
         out, n_main = torch.empty_like(x), self._n_main
         if n_blocks:
             shape = (n_blocks, block, x.shape[1])
-            torch.bmm(self.blocks.to(x.dtype), x[:n_main].view(shape), out=out[:n_main].view(shape))
-        if self.tail is not None:
-            torch.mm(self.tail.to(x.dtype), x[n_main:], out=out[n_main:])
+            torch.bmm(blocks, x[:n_main].view(shape), out=out[:n_main].view(shape))
+        if tail is not None:
+            torch.mm(tail, x[n_main:], out=out[n_main:])
         return out
 
     read = write

@@ -83,11 +83,11 @@ def make_plan(
         CheckpointError: parameters are missing, or shapes contradict the configuration.
     """
     census = take_census(checkpoint, family, shape, tied=tied)
-    head_norm = census.norm_before(census.head, None)
-    # A head norm that scales by one number commutes with every key: nothing folds, nothing
-    # needs a second table.
-    untied = tied and folds and not _is_uniform(checkpoint, census, head_norm)
-    planner = _Planner(census, folds, unfolded=head_norm if tied and not untied else None)
+    # A norm before a tied head folds into it, unless it scales by one number: that commutes
+    # with every key, so the head can go on sharing the embedding's tensor.
+    unfolded = _single_gain(checkpoint, census) if tied and folds else None
+    untied = tied and folds and unfolded is None
+    planner = _Planner(census, folds, unfolded)
     shards: dict[str, list[Job]] = {name: [] for name in checkpoint.shards}
     for name, found in census.found.items():
         if not (tied and found.row is census.head):
@@ -99,20 +99,22 @@ def make_plan(
     return Plan({name: jobs for name, jobs in shards.items() if jobs}, untied)
 
 
-def _is_uniform(checkpoint: Checkpoint, census: Census, norm: str | None) -> bool:
+def _single_gain(checkpoint: Checkpoint, census: Census) -> tuple[str, float] | None:
+    """The norm before the head and its gain, where that is one number for all entries."""
+    norm = census.norm_before(census.head, None)
     if norm is None or "bias" in census.modules[norm]:
-        return False
+        return None
     gain = read_vector(checkpoint, census.modules[norm]["weight"])
-    return bool(torch.all(gain == gain[0]))
+    return (norm, float(gain[0])) if torch.all(gain == gain[0]) else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Planner:
-    """Makes the job of one tensor. unfolded: the one norm that keeps its gain."""
+    """Makes the job of one tensor. unfolded: the one norm that keeps its gain, and the gain."""
 
     census: Census
     folds: bool
-    unfolded: str | None
+    unfolded: tuple[str, float] | None
 
     def job(self, source: str, found: Found) -> Job:
         """The job of tensor `source`."""
@@ -121,14 +123,14 @@ class _Planner:
         match found.row:
             case Linear() as row:
                 return self._reader(source, found, row)
-            case Norm(carried=False) as row if found.module != self.unfolded:
+            case Norm(carried=False) as row:
                 return Job(source, found, constant=self._constant(row, found))
             case _:
                 return Job(source, found)
 
     def _reader(self, source: str, found: Found, row: Linear) -> Job:
         norm = self.census.norm_before(row, found.layer)
-        if norm is None or norm == self.unfolded:
+        if norm is None or (self.unfolded is not None and norm == self.unfolded[0]):
             return Job(source, found)
         parts = self.census.modules[norm]
         norm_row = self.census.found[parts["weight"]].row
@@ -143,6 +145,8 @@ class _Planner:
         return Job(source, found, fold, weight=weight, has_bias="bias" in beside)
 
     def _constant(self, row: Norm, found: Found) -> float:
+        if self.unfolded is not None and found.module == self.unfolded[0]:
+            return self.unfolded[1]
         if found.part == "bias":
             return float(self._has_bare_reader(found.module, found.layer))
         return 0.0 if row.kind == "rms+1" else 1.0

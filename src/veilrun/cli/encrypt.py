@@ -1,0 +1,85 @@
+"""`veilrun encrypt`: a checkpoint that computes on encrypted tokens."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from veilrun.cli.options import (
+    JsonOption,
+    KeyOption,
+    PassphraseFileOption,
+    guarantee,
+    read_passphrase,
+    stderr,
+    stdout,
+)
+
+
+class StrengthName(StrEnum):
+    """How the residual stream is hidden."""
+
+    structured = "structured"
+    haar = "haar"
+    permutation = "permutation"
+
+
+def encrypt(
+    model: Annotated[str, typer.Argument(help="A folder, or a model id on the hub.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make; this is what the node gets.")],
+    key_file: KeyOption,
+    strength: Annotated[
+        StrengthName, typer.Option(help="How the residual stream is hidden.")
+    ] = StrengthName.structured,
+    passphrase_file: PassphraseFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encrypt a model. OUT goes to the node; the client kit stays beside your key."""
+    from veilrun.equivariant.client import kits_folder
+    from veilrun.equivariant.compile import encrypt as compile_encrypted
+    from veilrun.keys import load_key
+    from veilrun.types import EE
+
+    key = load_key(key_file, read_passphrase(passphrase_file))
+    with Progress(console=stderr(), transient=True) as progress:
+        bars = {
+            "digest": progress.add_task("reading", total=None),
+            "encrypt": progress.add_task("encrypting", total=None),
+        }
+        made = compile_encrypted(
+            model,
+            out,
+            key,
+            kits=kits_folder(key_file),
+            strength=strength.value,
+            on_bytes=lambda phase, done, total: progress.update(
+                bars[phase], completed=done, total=total
+            ),
+        )
+    if as_json:
+        facts = {
+            "out": str(made.folder),
+            "client_kit": str(made.client),
+            "fingerprint": made.fingerprint,
+            "weights_root": made.weights_root,
+            "family": made.family,
+            "strength": made.strength,
+            "untied": made.untied,
+            "n_tensors": made.n_tensors,
+            "n_bytes": made.n_bytes,
+        }
+        stdout().print_json(json.dumps(facts))
+        return
+    console = stdout()
+    console.print(
+        f"[green]encrypted[/] {made.n_tensors} tensors ({made.n_bytes / 1e6:,.1f} MB, family "
+        f"{made.family}, residual key {made.strength}) into [bold]{made.folder}[/]"
+    )
+    console.print(f"client kit, keep it with your key: {made.client}")
+    console.print(guarantee(EE))
+    console.print(f"next: veilrun check {model} {out} --key {key_file}")

@@ -10,6 +10,7 @@ from typing import Any, Final
 from veilrun.checkpoint.format import SafetensorsFile, TensorInfo
 from veilrun.errors import CheckpointError, DecodeError, RefusedError
 from veilrun.wire import fields
+from veilrun.wire.manifest import MANIFEST_FILE, Manifest, decode_manifest
 
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
@@ -154,6 +155,25 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except DecodeError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What the encrypted checkpoint in `folder` says of itself.
+
+    Raises:
+        CheckpointError: there is no manifest, or it does not parse.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        return decode_manifest(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST_FILE}: it is not an encrypted checkpoint"
+        ) from error
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
 def pickle_files(folder: Path) -> list[str]:

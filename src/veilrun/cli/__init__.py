@@ -20,20 +20,21 @@ TOUR = """Run Hugging Face models on machines you do not trust.
 
 Your side holds the key and the text; their side computes on encrypted tokens.
 
-[bold]See it work[/]    veilrun demo
+[bold]See it work[/]
+  veilrun demo
 
-[bold]Do it yourself[/]
+[bold]Make a model private[/]   MODEL is a hub id or a folder
+  veilrun keygen my.key
+  veilrun encrypt MODEL out --key my.key
+  veilrun check MODEL out --key my.key
 
-  veilrun keygen my.key                          a secret key, under a passphrase
-  veilrun encrypt MODEL out/ --key my.key        MODEL is a hub id or a folder
-  veilrun check MODEL out/ --key my.key          is it still the same model? measured
+[bold]Serve it[/]   on their machine, which never sees text
+  veilrun node out
 
-[bold]Their machine[/]  veilrun node out/                      serves ids, never sees text
+[bold]Use it[/]   on yours, with any OpenAI client at http://127.0.0.1:8080/v1
+  veilrun proxy --key my.key --node URL --pin PIN
 
-[bold]Your machine[/]   veilrun proxy --key my.key --node URL --pin PIN
-                then point any OpenAI client at http://127.0.0.1:8080/v1
-
-Every mode says whom it protects from whom; SECURITY.md says what it does not stop.
+Every mode says whom it protects from whom, and what it does not stop.
 """
 
 app = typer.Typer(

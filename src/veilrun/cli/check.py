@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
@@ -19,6 +21,10 @@ from veilrun.cli.options import (
     stderr,
     stdout,
 )
+from veilrun.errors import UsageError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
+    from veilrun.equivariant.agreement import Agreement
 
 
 class DtypeOption(StrEnum):
@@ -51,58 +57,47 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Compare plain and encrypted model on real text, position by position."""
-    from veilrun.checkpoint.folder import read_json
+    from veilrun.checkpoint.folder import read_manifest
     from veilrun.checkpoint.source import resolve
     from veilrun.equivariant import agreement
     from veilrun.equivariant.client import find_client_kit
-    from veilrun.errors import CheckpointError, DecodeError, UsageError
     from veilrun.keys import load_key
-    from veilrun.wire.manifest import MANIFEST_FILE, decode_manifest
 
-    folder = resolve(model)
+    plain = resolve(model)
     key = load_key(key_file, read_passphrase(passphrase_file))
-    try:
-        manifest = decode_manifest(json.dumps(read_json(out / MANIFEST_FILE)).encode())
-    except DecodeError as error:
-        raise CheckpointError(f"{out / MANIFEST_FILE} is damaged: {error}") from error
-    kit = find_client_kit(key_file, key, manifest.fingerprint)
-    try:
-        words = agreement.SAMPLE_TEXT if text is None else text.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {text} as text") from error
-    windows = agreement.windows(folder, words, positions, min(256, kit.max_model_len))
+    kit = find_client_kit(key_file, key, read_manifest(out).fingerprint)
+    windows = agreement.windows(plain, _words(text), positions, min(256, kit.max_model_len))
     wanted = dtypes or [DtypeOption.float32, DtypeOption.bfloat16]
     with Progress(console=stderr(), transient=True) as progress:
         bar = progress.add_task("comparing", total=len(windows) * len(wanted))
-        results = list(
-            agreement.agreements(
-                folder,
-                out,
-                kit.codec,
-                windows,
-                [one.value for one in wanted],
-                lambda: progress.advance(bar),
+        results = [
+            agreement.measure(
+                plain, out, kit.codec, windows, one.value, lambda: progress.advance(bar)
             )
-        )
+            for one in wanted
+        ]
     if as_json:
-        stdout().print_json(json.dumps([one.to_json() for one in results]))
+        stdout().print_json(json.dumps([asdict(one) for one in results]))
     else:
         stdout().print(_table(results))
     if min(one.top_token_share for one in results) < at_least:
         raise typer.Exit(1)
 
 
-def _table(results: list[agreement.Agreement]) -> Table:  # type: ignore[name-defined]  # noqa: F821
+def _words(path: Path | None) -> str:
+    from veilrun.equivariant.agreement import SAMPLE_TEXT
+
+    try:
+        return SAMPLE_TEXT if path is None else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path} as text") from error
+
+
+def _table(results: Sequence[Agreement]) -> Table:
     table = Table(title="plain against encrypted")
-    for column in (
-        "computed in",
-        "positions",
-        "same top token",
-        "KL mean",
-        "KL max",
-        "max |Δlogit|",
-    ):
-        table.add_column(column, justify="left" if column == "computed in" else "right")
+    table.add_column("computed in")
+    for column in ("positions", "same top token", "KL mean", "KL max", "max |Δlogit|"):
+        table.add_column(column, justify="right")
     for one in results:
         table.add_row(
             one.dtype,

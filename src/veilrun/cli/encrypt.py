@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -63,15 +64,8 @@ def encrypt(
         )
     if as_json:
         facts = {
-            "out": str(made.folder),
-            "client_kit": str(made.client),
-            "fingerprint": made.fingerprint,
-            "weights_root": made.weights_root,
-            "family": made.family,
-            "strength": made.strength,
-            "untied": made.untied,
-            "n_tensors": made.n_tensors,
-            "n_bytes": made.n_bytes,
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(made).items()
         }
         stdout().print_json(json.dumps(facts))
         return

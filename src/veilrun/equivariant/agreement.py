@@ -6,8 +6,8 @@ second one's logits are put back in the order of plain ids and compared position
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -49,10 +49,6 @@ class Agreement:
     kl_max: float
     max_logit_difference: float
     max_logit: float
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON writes them."""
-        return asdict(self)
 
 
 def windows(tokenizer_folder: Path, text: str, n_positions: int, width: int) -> list[list[int]]:
@@ -97,19 +93,6 @@ def measure(
         on_window()
     share = same / n_positions
     return Agreement(dtype, n_positions, share, kl_sum / n_positions, kl_max, difference, largest)
-
-
-def agreements(
-    plain: Path,
-    encrypted: Path,
-    codec: Codec,
-    id_windows: Sequence[Sequence[int]],
-    dtypes: Sequence[DtypeName],
-    on_window: Callable[[], None] = lambda: None,
-) -> Iterator[Agreement]:
-    """One `Agreement` per dtype."""
-    for dtype in dtypes:
-        yield measure(plain, encrypted, codec, id_windows, dtype, on_window)
 
 
 def _load(folder: Path, dtype: DtypeName) -> Any:

@@ -32,6 +32,10 @@ class Engine(Protocol):
     name: str
     limits: EngineLimits
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can answer now; False before `start`, after `stop`, and while broken."""
+
     async def start(self) -> None:
         """Load the model; return when it can answer."""
 
@@ -41,7 +45,8 @@ class Engine(Protocol):
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Choice]:
         """Yield each answer's next tokens as they come; the last of each has a finish_reason.
 
-        Closing the generator stops the request in the engine.
+        Closing the generator stops the request in the engine. If the engine breaks, answers
+        that have begun end with finish_reason "abort"; before that, BusyError is raised.
         """
 
 

@@ -56,9 +56,17 @@ class Fields:
 def json_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`."""
     try:
-        return mapping(json.loads(body), "body")
+        return mapping(json.loads(body, object_pairs_hook=_unique), "body")
     except (ValueError, RecursionError) as error:
         raise DecodeError("body is not JSON") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A field given twice means something else to the next reader, so it is refused."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a field is given twice")
+    return result
 
 
 def mapping(value: Any, name: str) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def id_bias(value: Any, name: str) -> dict[int, float]:
     number = between(-1e6, 1e6)
     bias = {}
     for key, one in mapping(value, name).items():
-        if not (key.isascii() and key.isdigit() and len(key) <= 18):
+        if not (key.isascii() and key.isdigit() and len(key) <= 18 and key == str(int(key))):
             raise DecodeError(f"{name} must map token ids to numbers", field=name)
         bias[int(key)] = number(one, name)
     return bias

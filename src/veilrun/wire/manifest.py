@@ -21,7 +21,7 @@ from veilrun.wire.fields import Fields
 MANIFEST_FILE = "veilrun.json"
 _FORMAT = "veilrun-encrypted-checkpoint"
 _VERSION = 1
-_HEX = re.compile(r"[0-9a-f]{32,64}")
+_HEX = re.compile(r"[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +101,19 @@ def _manifest(body: Mapping[str, object]) -> Manifest:
     manifest.take("version", fields.within(_VERSION, _VERSION))
     result = Manifest(
         mode=manifest.take("mode", fields.one_of("ee")),
-        fingerprint=manifest.take("fingerprint", _hex),
+        fingerprint=manifest.take("fingerprint", _hex(32)),
         vocab_size=manifest.take("vocab_size", fields.within(1, 2**31)),
-        weights_root=manifest.take("weights_root", _hex),
+        weights_root=manifest.take("weights_root", _hex(64)),
     )
     manifest.finish()
     return result
 
 
-def _hex(value: object, name: str) -> str:
-    text = fields.short_text(value, name)
-    if not _HEX.fullmatch(text):
-        raise DecodeError(f"{name} must be 32 to 64 lower-case hex digits", field=name)
-    return text
+def _hex(n_digits: int) -> fields.Reader[str]:
+    def read(value: object, name: str) -> str:
+        text = fields.short_text(value, name)
+        if len(text) != n_digits or not _HEX.fullmatch(text):
+            raise DecodeError(f"{name} must be {n_digits} lower-case hex digits", field=name)
+        return text
+
+    return read

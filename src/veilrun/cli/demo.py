@@ -1,0 +1,94 @@
+"""`veilrun demo`: the whole loop on the bundled model, and what the node saw of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.columns import Columns
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+
+from veilrun.cli.options import JsonOption, guarantee, stderr, stdout
+from veilrun.types import EE
+
+if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
+    from veilrun.demo import Story
+
+
+def demo(
+    prompt: Annotated[
+        str | None, typer.Option(help="A line of Shakespeare; the model answers with the next.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """See it work: encrypt a small model, serve it, talk to it, see what the node saw. Offline."""
+    console = stderr() if as_json else stdout()
+    console.print("[bold]veilrun demo[/]: a small model of our own, nothing leaves this machine\n")
+    with console.status("loading"):
+        from veilrun.demo import PROMPT, tell
+
+    typed = prompt or PROMPT
+    story = asyncio.run(
+        tell(
+            typed,
+            on_step=lambda step: console.print(f"[cyan]•[/] {escape(step)}"),
+            on_text=lambda piece: console.print(piece, end="", style="green", markup=False),
+        )
+    )
+    console.print("\n")
+    if as_json:
+        stdout().print_json(json.dumps(_facts(story)))
+    else:
+        _show(console, story)
+
+
+def _show(console: Console, story: Story) -> None:
+    width = max(36, min(60, console.width // 3 - 1))
+    saw = (
+        f"[dim]your prompt, as ids[/]\n{_some(story.seen_ids)}\n"
+        f"[dim]read with the public tokenizer[/]\n{escape(repr(story.seen_as_text))}\n\n"
+        f"[dim]its answer, as ids[/]\n{_some(story.answered_ids)}\n"
+        f"[dim]read with the public tokenizer[/]\n{escape(repr(story.answered_as_text))}"
+    )
+    console.print(
+        Columns(
+            [
+                Panel(escape(story.typed), title="what you typed", width=width, style="green"),
+                Panel(saw, title="what the node saw", width=width, style="red"),
+                Panel(escape(story.answer), title="what you got", width=width, style="green"),
+            ]
+        )
+    )
+    agreed, made = story.agreement, story.encryption
+    console.print(
+        f"\nsame top token as the plain model at {agreed.top_token_share:.2%} of "
+        f"{agreed.n_positions} positions; {made.n_bytes / 1e6:.1f} MB of weights under the key\n"
+    )
+    console.print("[bold]Who is protected from whom[/]")
+    console.print(guarantee(EE))
+    console.print(
+        "\nThe bundled model's weights are public, so a host that looks could match them and undo "
+        "this key. SECURITY.md says when the mode is worth having.",
+    )
+
+
+def _some(ids: tuple[int, ...]) -> str:
+    shown = " ".join(map(str, ids[:24]))
+    return shown + (f" … {len(ids)} in all" if len(ids) > 24 else "")
+
+
+def _facts(story: Story) -> dict[str, object]:
+    return {
+        "typed": story.typed,
+        "answer": story.answer,
+        "node_saw_ids": story.seen_ids,
+        "node_saw_as_text": story.seen_as_text,
+        "node_answered_ids": story.answered_ids,
+        "node_answered_as_text": story.answered_as_text,
+        "top_token_share": story.agreement.top_token_share,
+        "mode": story.mode_header,
+    }

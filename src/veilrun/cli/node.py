@@ -1,0 +1,236 @@
+"""`veilrun node OUT`: serve an encrypted checkpoint. The untrusted side; no key, no tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from veilrun.cli.options import JsonOption, guarantee, stdout
+from veilrun.errors import RefusedError, UsageError
+from veilrun.transport import tls
+from veilrun.types import EE
+from veilrun.wire.manifest import Manifest
+
+if TYPE_CHECKING:  # torch and aiohttp take seconds to import, and --help needs neither
+    from veilrun.node.engine import Engine
+
+
+class EngineName(StrEnum):
+    """What runs the model."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
+Out = Annotated[Path, typer.Argument(help="Folder that `veilrun encrypt` wrote.", metavar="OUT")]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
+EngineChoice = Annotated[EngineName, typer.Option("--engine", help="What runs the model.")]
+Name = Annotated[
+    str | None, typer.Option(help="Model name in answers; default: the folder's name.")
+]
+MaxRunning = Annotated[int, typer.Option(min=1, help="Answers generated at a time.")]
+MaxQueued = Annotated[int, typer.Option(min=0, help="Requests that may wait; then 429.")]
+MaxModelLen = Annotated[
+    int | None, typer.Option(min=2, help="Prompt and answer together, in tokens.")
+]
+CacheGib = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Bound of the attention cache (transformers engine), in GiB."),
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N (transformers engine).")]
+IdentityFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity",
+        help="Folder of the node's TLS certificate and key, made once; never inside OUT. "
+        "Default: `node` in veilrun's folder for settings, so that the pin outlives OUT.",
+    ),
+]
+TlsNames = Annotated[
+    list[str] | None,
+    typer.Option("--tls-name", help="Extra host name in a new certificate; repeatable."),
+]
+ApiKeyFile = Annotated[
+    Path | None, typer.Option(help="File whose content clients must send as a bearer key.")
+]
+GraceS = Annotated[
+    float, typer.Option("--grace", min=0, help="Seconds that requests may go on after SIGTERM.")
+]
+PlainHttp = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-plain-http-for-loopback-only",
+        help="No TLS. Whoever can read this machine's loopback traffic reads the cipher ids.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Announcement:
+    """What is printed once the node can answer. pin: None over plain HTTP."""
+
+    url: str
+    pin: str | None
+    model: str
+    manifest: Manifest
+
+
+def node(
+    out: Out,
+    host: Host = "127.0.0.1",
+    port: Port = 8443,
+    engine: EngineChoice = EngineName.transformers,
+    name: Name = None,
+    max_running: MaxRunning = 16,
+    max_queued: MaxQueued = 64,
+    max_model_len: MaxModelLen = None,
+    cache_gib: CacheGib = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    identity: IdentityFolder = None,
+    tls_name: TlsNames = None,
+    api_key_file: ApiKeyFile = None,
+    grace: GraceS = 30.0,
+    insecure_plain_http: PlainHttp = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve an encrypted checkpoint to proxies: token ids in, token ids out."""
+    from veilrun.node.folder import open_folder
+    from veilrun.node.server import ServerLimits
+    from veilrun.node.service import Listener, run_node
+
+    manifest = open_folder(out)
+    own = None if insecure_plain_http else _identity(identity, out, tls_name or [])
+    if own is None and not _is_loopback(host):
+        raise RefusedError(
+            f"plain HTTP on {host} would show every id to the network; leave out "
+            "--insecure-plain-http-for-loopback-only, or listen on 127.0.0.1"
+        )
+    _log_to_stderr()
+    built = _engine(
+        engine, out, max_running, max_model_len, cache_gib=cache_gib, dtype=dtype, device=device
+    )
+    model = name or out.resolve().name
+    listener = Listener(
+        host, port, tls.server_context(own) if own else None, _api_key(api_key_file), grace_s=grace
+    )
+
+    def on_ready(actual_port: int) -> None:
+        url = _url(host, actual_port, "https" if own else "http")
+        _announce(_Announcement(url, own.pin if own else None, model, manifest), as_json=as_json)
+
+    limits = ServerLimits(max_running=max_running, max_queued=max_queued)
+    asyncio.run(run_node(built, manifest, model, listener, limits, on_ready))
+
+
+def _engine(
+    name: EngineName,
+    folder: Path,
+    max_running: int,
+    max_model_len: int | None,
+    *,
+    cache_gib: float | None,
+    dtype: str,
+    device: str,
+) -> Engine:
+    if name is EngineName.vllm:
+        if cache_gib is not None or device != "auto":
+            raise UsageError("--cache-gib and --device are options of the transformers engine")
+        from veilrun.node.vllm_engine import VllmEngine, VllmOptions
+
+        options = VllmOptions(max_model_len=max_model_len, max_num_seqs=max_running, dtype=dtype)
+        return VllmEngine(folder, options)
+    from veilrun.node.transformers_engine import TransformersEngine, TransformersSettings
+
+    settings = TransformersSettings(
+        max_running=max_running,
+        max_model_len=max_model_len,
+        cache_bytes=None if cache_gib is None else int(cache_gib * 2**30),
+        device=device,
+        dtype=dtype,
+    )
+    return TransformersEngine(folder, settings)
+
+
+def _identity(folder: Path | None, out: Path, hosts: list[str]) -> tls.Identity:
+    """The node's identity; a private key inside OUT would travel with every copy of OUT."""
+    folder = folder or Path(typer.get_app_dir("veilrun")) / "node"
+    if folder.resolve().is_relative_to(out.resolve()):
+        raise RefusedError(f"{folder} lies inside {out}: copies of OUT would carry the TLS key")
+    return tls.ensure_identity(folder, hosts)
+
+
+def _api_key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        key = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the API key in {path}: {error}") from error
+    if not key:
+        raise UsageError(f"{path} is empty; an empty API key would let nobody in")
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _url(host: str, port: int, scheme: str) -> str:
+    """How to reach the node; a wildcard address is no address, so the machine's name stands in."""
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        host = socket.gethostname()
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _announce(announcement: _Announcement, *, as_json: bool) -> None:
+    url, pin = announcement.url, announcement.pin
+    manifest = announcement.manifest
+    if as_json:
+        line = {
+            "url": url,
+            "pin": pin,
+            "model": announcement.model,
+            "fingerprint": manifest.fingerprint,
+        }
+        typer.echo(json.dumps(line))
+        return
+    pinned = f" --pin {pin}" if pin else ""
+    # soft_wrap: a pin or a command that is broken into lines cannot be copied.
+    console = stdout()
+    console.print(
+        f"serving [bold]{escape(announcement.model)}[/] on {escape(url)}\n"
+        f"fingerprint {manifest.fingerprint}\n"
+        f"pin {pin or 'none: plain HTTP, for this machine only'}",
+        soft_wrap=True,
+    )
+    console.print(guarantee(EE))
+    console.print(
+        f"on the machine with the key: veilrun proxy --key KEY --node {escape(url)}{pinned}",
+        soft_wrap=True,
+    )
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("veilrun")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)

@@ -1,0 +1,159 @@
+"""`veilrun proxy`: the OpenAI-compatible endpoint on your machine, in front of a node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from veilrun.cli.options import (
+    JsonOption,
+    KeyOption,
+    PassphraseFileOption,
+    guarantee,
+    read_passphrase,
+    stdout,
+)
+from veilrun.config import API_KEY_VARIABLE, api_key_from_environment
+from veilrun.errors import UsageError
+from veilrun.types import EE
+
+if TYPE_CHECKING:  # aiohttp and transformers take seconds to import, and --help needs neither
+    from veilrun.serve.node_address import NodeAddress
+    from veilrun.serve.service import Ready
+
+NodeOption = Annotated[str, typer.Option("--node", help="The node's URL, https://host:port.")]
+PinOption = Annotated[
+    str | None, typer.Option(help="The node's certificate, as the node printed it: sha256:…")
+]
+HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
+ApiKeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the key that applications must send; needed on any address that other "
+        f"machines reach ({API_KEY_VARIABLE} works too)."
+    ),
+]
+NodeApiKeyFileOption = Annotated[
+    Path | None, typer.Option(help="File with the key that the node asks of its clients.")
+]
+GraceOption = Annotated[
+    float, typer.Option("--grace", min=0, help="Seconds that answers may go on after SIGTERM.")
+]
+PlainHttpOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-plain-http-for-loopback-only",
+        help="Reach a node on this machine without TLS.",
+    ),
+]
+
+
+def proxy(
+    key_file: KeyOption,
+    node: NodeOption,
+    pin: PinOption = None,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8080,
+    api_key_file: ApiKeyFileOption = None,
+    node_api_key_file: NodeApiKeyFileOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    grace: GraceOption = 10.0,
+    insecure_plain_http: PlainHttpOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve OpenAI's API on this machine; the node behind it sees encrypted ids only."""
+    from veilrun.equivariant.client import find_client_kit
+    from veilrun.keys import load_key
+    from veilrun.serve.service import Listener, run_proxy, verify_listener
+
+    node_key = None if node_api_key_file is None else _key_in(node_api_key_file)
+    address = _address(node, pin, node_key, insecure_plain_http=insecure_plain_http)
+    api_key = api_key_from_environment() if api_key_file is None else _key_in(api_key_file)
+    if api_key == "":
+        raise UsageError(f"{API_KEY_VARIABLE} is empty; an empty API key would let nobody in")
+    listener = Listener(host, port, api_key, grace)
+    verify_listener(listener)  # before the passphrase is asked for
+    key = load_key(key_file, read_passphrase(passphrase_file))
+    _log_to_stderr()
+
+    def announce(ready: Ready) -> None:
+        _announce(ready, with_api_key=api_key is not None, as_json=as_json)
+
+    asyncio.run(
+        run_proxy(
+            lambda fingerprint: find_client_kit(key_file, key, fingerprint),
+            address,
+            listener,
+            announce,
+        )
+    )
+
+
+def _address(
+    url: str, pin: str | None, api_key: str | None, *, insecure_plain_http: bool
+) -> NodeAddress:
+    from veilrun.serve.node_address import insecure_plain_http_node_for_loopback_only, pinned_node
+
+    if insecure_plain_http:
+        if pin is not None:
+            raise UsageError("plain HTTP has no certificate: leave out --pin, or use https")
+        return insecure_plain_http_node_for_loopback_only(url, api_key=api_key)
+    if pin is None:
+        raise UsageError("--pin is missing: the node prints it when it starts, sha256:…")
+    return pinned_node(url, pin, api_key=api_key)
+
+
+def _key_in(path: Path) -> str:
+    """The API key in a file: one line of printable characters."""
+    try:
+        key = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the API key in {path}") from error
+    if not key or not key.isprintable():
+        raise UsageError(f"{path} does not hold one line with an API key")
+    return key
+
+
+def _announce(ready: Ready, *, with_api_key: bool, as_json: bool) -> None:
+    if as_json:
+        line = {
+            "url": ready.url,
+            "model": ready.model,
+            "fingerprint": ready.fingerprint,
+            "mode": EE.name,
+        }
+        typer.echo(json.dumps(line))
+        return
+    console = stdout()
+    console.print(
+        f"[green]serving[/] [bold]{escape(ready.model)}[/] at [bold]{escape(ready.url)}[/]"
+    )
+    console.print(guarantee(EE))
+    api_key = "YOUR_API_KEY" if with_api_key else "none-needed"
+    console.print("\n[dim]in Python[/]")
+    # `out` leaves text as it is: brackets are no markup, and lines can be copied whole.
+    console.out(
+        "from openai import OpenAI\n"
+        f'client = OpenAI(base_url="{ready.url}", api_key="{api_key}")\n'
+        "reply = client.chat.completions.create(\n"
+        f'    model="{ready.model}", messages=[{{"role": "user", "content": "Hello"}}]\n'
+        ")\n"
+        "print(reply.choices[0].message.content)\n",
+        highlight=False,
+    )
+    console.print(f"or: veilrun chat --url {escape(ready.url)}", soft_wrap=True)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("veilrun")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)

@@ -1,0 +1,109 @@
+"""Reading a checkpoint folder for the built-in engine: safetensors, no code, no tokenizer.
+
+Invariant: nothing is fetched, nothing in the folder is executed, and a model is returned only
+if every one of its weights was in the files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from veilrun.errors import CheckpointError, UsageError
+
+_CPU_CACHE_BYTES: Final = 2 * 2**30
+_CUDA_CACHE_SHARE: Final = 0.8
+_DTYPES: Final = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def load_config(folder: Path) -> Any:
+    """The folder's configuration.
+
+    Raises:
+        CheckpointError: there is none that transformers reads.
+    """
+    _quieten()
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} has no configuration that transformers reads") from error
+
+
+def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The folder's model, ready to answer.
+
+    Raises:
+        CheckpointError: weights are missing, damaged, or not safetensors.
+    """
+    _quieten()
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load the weights in {folder}: {error}") from error
+    # transformers fills what is missing with random numbers and goes on.
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")
+    return model.to(device).eval()
+
+
+def end_ids(model: Any) -> tuple[int, ...]:
+    """The model's own end ids, as its generation config or else its config names them."""
+    for config in (model.generation_config, model.config.get_text_config()):
+        ids = getattr(config, "eos_token_id", None)
+        if ids is not None:
+            ids = ids if isinstance(ids, list | tuple) else [ids]
+            return tuple(int(one) for one in ids if one >= 0)
+    return ()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes the first GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"{name!r} is not a device torch knows") from error
+
+
+def choose_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+    """The dtype called `name`; "auto" is float32 on a CPU and the checkpoint's own on a GPU."""
+    if name == "auto":
+        own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
+        return own if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise UsageError(f"{name!r} is not one of the dtypes auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def default_cache_bytes(folder: Path, device: torch.device) -> int:
+    """2 GiB on a CPU; on a GPU 80 % of what is free once the weights are there."""
+    if device.type != "cuda":
+        return _CPU_CACHE_BYTES
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    weights_bytes = sum(one.stat().st_size for one in folder.glob("*.safetensors"))
+    return int(max(0, free_bytes - weights_bytes) * _CUDA_CACHE_SHARE)
+
+
+def _quieten() -> None:
+    """No progress bars, and no warnings: some of transformers' quote token ids."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

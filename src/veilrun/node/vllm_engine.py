@@ -1,0 +1,277 @@
+"""A stock vLLM as the node's engine: a child process, asked over a private socket.
+
+vLLM needs no change and no tokenizer: `vllm serve FOLDER --tokens-only` loads an encrypted
+checkpoint like any other. `vllm_process` says who can reach it and who cannot, `vllm_wire`
+what it understands differently.
+
+A vLLM that ends by itself is cleared away and started again; answers that had begun end with
+finish_reason "abort", and until it is back `ready` is False and requests get `BusyError`.
+
+Invariants. A request that would end vLLM's worker never reaches it: `admit` and the refusals
+of `vllm_wire` come first. Whatever vLLM answers, `generate` yields a `Choice` or raises
+`UsageError` (vLLM refused this request) or a `TransportError`; it never hangs on a dead child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from veilrun.errors import BusyError, CheckpointError, DecodeError, TransportError, UsageError
+from veilrun.node.engine import EngineLimits, admit
+from veilrun.node.vllm_process import VllmOptions, VllmProcess, vllm_available, vllm_executable
+from veilrun.node.vllm_wire import (
+    RESTART_S,
+    EventLines,
+    normalise,
+    read_context_length,
+    read_error,
+    read_event,
+    translate,
+)
+from veilrun.wire import fields
+from veilrun.wire.generate import (
+    GENERATE_PATH,
+    HEALTH_PATH,
+    MODELS_PATH,
+    Choice,
+    GenerateRequest,
+    GenerateResponse,
+    SamplingParams,
+    encode_request,
+)
+
+__all__ = ["VllmEngine", "VllmOptions", "vllm_available"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_N: Final = 16
+_MAX_RESTARTS: Final = 3
+_NOTICE_S: Final = 8.0  # vLLM's own watchdog looks every 5 s whether its engine is dead
+
+
+class VllmEngine:
+    """Serves one folder of safetensors weights with vLLM; see `node.engine.Engine`."""
+
+    name = "vllm"
+
+    def __init__(self, folder: Path, options: VllmOptions | None = None) -> None:
+        """Read the configuration only; nothing is started.
+
+        Raises:
+            CheckpointError: `folder` has no readable config.json that tells its vocabulary.
+        """
+        self._folder = folder
+        self._options = options or VllmOptions()
+        self.limits = _limits(folder, self._options)
+        self._process: VllmProcess | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._is_up = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can answer now."""
+        return self._is_up and self._process is not None and self._process.exit_code is None
+
+    async def start(self) -> None:
+        """Start vLLM and wait until it has answered one request.
+
+        vLLM calls itself healthy before it has computed anything, and some models that it
+        loads end it with their first token: such a model fails here.
+
+        Raises:
+            UsageError: vLLM is not installed or does not start; its last lines are in the message.
+        """
+        if (reason := vllm_available()) is not None:
+            raise UsageError(reason)
+        await self.stop()
+        await self._bring_up()
+        self._keeper = asyncio.create_task(self._keep_up())
+
+    async def stop(self) -> None:
+        """End vLLM. Requests still running end with finish_reason "abort"."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        await self._bring_down()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Choice]:
+        """Yield each answer's next tokens; see `node.engine.Engine.generate`."""
+        admit(request, self.limits)
+        translated = translate(request, self.limits)
+        if not self.ready or self._session is None:
+            raise BusyError("the engine is starting or stopping", RESTART_S)
+        params = request.sampling_params
+        unfinished = set(range(params.n))
+        begun = False
+        chunks = _ask(self._session, translated)
+        try:
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    for choice in chunk.choices:
+                        if choice.finish_reason is not None:
+                            unfinished.discard(choice.index)
+                        begun = True
+                        yield normalise(choice, params)
+        except (UsageError, TransportError) as error:
+            if not begun:
+                raise
+            # Only the kind: what vLLM says may repeat the request.
+            _log.error("an answer broke off: %s", type(error).__name__)
+        no_logprobs = None if params.logprobs is None else ()
+        for index in sorted(unfinished):
+            yield Choice(index, (), "abort", logprobs=no_logprobs)
+
+    async def _bring_up(self) -> None:
+        executable = vllm_executable()
+        if executable is None:
+            raise UsageError("vLLM is no longer installed")
+        process = VllmProcess(executable, self._folder, self._options)
+        self._process, self._session = process, _open_session(process)
+        limit_s = self._options.start_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await _healthy(process, self._session)
+                length = await _context_length(self._session)
+                await _prove(self._session)
+        except TimeoutError as error:
+            await self._bring_down()
+            raise _start_failure(process, f"it was not ready after {limit_s:.0f} s") from error
+        except (TransportError, UsageError) as error:
+            with contextlib.suppress(TimeoutError):  # let it say why
+                await asyncio.wait_for(process.wait(), _NOTICE_S)
+            await self._bring_down()
+            raise _start_failure(process, str(error)) from error
+        except BaseException:
+            await self._bring_down()
+            raise
+        self.limits = replace(self.limits, max_model_len=length)
+        self._is_up = True
+
+    async def _bring_down(self) -> None:
+        self._is_up = False
+        session, self._session = self._session, None
+        process, self._process = self._process, None
+        if process is not None:
+            await process.stop()  # first: readers of open streams then see them end
+        if session is not None:
+            await session.close()
+
+    async def _keep_up(self) -> None:
+        """Replace a vLLM that ended by itself. Gives up, and stays unready, after some tries."""
+        while (process := self._process) is not None:
+            code = await process.wait()
+            await self._bring_down()
+            _log.error(
+                "vLLM ended by itself with code %d: %s", code, process.log.cause() or "no reason"
+            )
+            for attempt in range(1, _MAX_RESTARTS + 1):
+                try:
+                    await self._bring_up()
+                    break
+                except UsageError as error:
+                    _log.error("restart %d failed: %s", attempt, str(error).partition("\n")[0])
+            else:
+                _log.critical("the engine stays down")
+
+
+async def _ask(
+    session: aiohttp.ClientSession, request: GenerateRequest
+) -> AsyncGenerator[GenerateResponse]:
+    """vLLM's chunks up to the end of its stream. Closing this closes the connection.
+
+    Raises:
+        UsageError: vLLM refuses the request; BusyError: it is gone; TransportError: nonsense.
+    """
+    lines, is_done = EventLines(), False
+    try:
+        async with session.post(GENERATE_PATH, data=encode_request(request)) as answer:
+            try:
+                if answer.status != 200:
+                    raise read_error(await answer.content.read(4096), answer.status)
+                async for block in answer.content.iter_any():
+                    for data in lines.feed(block):
+                        if (chunk := read_event(data)) is None:
+                            is_done = True
+                        else:
+                            yield chunk
+            finally:
+                if not is_done:
+                    answer.close()  # a closed connection is how vLLM learns to drop a request
+    except (aiohttp.ClientError, OSError) as error:
+        raise BusyError(f"the connection to vLLM broke: {error}", RESTART_S) from error
+    if not is_done:
+        raise TransportError("vLLM's answer ended too early")
+
+
+async def _healthy(process: VllmProcess, session: aiohttp.ClientSession) -> None:
+    while process.exit_code is None:
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            async with session.get(HEALTH_PATH) as answer:
+                if answer.status == 200:
+                    return
+        await asyncio.sleep(0.2)
+    raise TransportError(f"it ended with exit code {process.exit_code}")
+
+
+async def _context_length(session: aiohttp.ClientSession) -> int:
+    """What vLLM itself takes for the context: memory may hold less than the model's own."""
+    try:
+        async with session.get(MODELS_PATH) as answer:
+            if answer.status != 200:
+                raise read_error(await answer.content.read(4096), answer.status)
+            return read_context_length(await answer.read())
+    except (aiohttp.ClientError, OSError) as error:
+        raise TransportError(f"the connection to vLLM broke: {error}") from error
+
+
+async def _prove(session: aiohttp.ClientSession) -> None:
+    """One greedy token: proof that the endpoint exists and that the model computes.
+
+    With log-probabilities: vLLM compiles their code on first use, half a minute on a CPU, and
+    every request waits meanwhile.
+    """
+    params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=1)
+    async for _ in _ask(session, GenerateRequest((0,), params, stream=True)):
+        pass
+
+
+def _open_session(process: VllmProcess) -> aiohttp.ClientSession:
+    # One connection per request: vLLM drops idle ones after five seconds, just as the next
+    # request is written to it. On a Unix socket a new one costs nothing.
+    socket = aiohttp.UnixConnector(path=str(process.socket), limit=0, force_close=True)
+    return aiohttp.ClientSession(
+        base_url="http://vllm",
+        connector=socket,
+        headers={"Authorization": f"Bearer {process.api_key}", "Content-Type": "application/json"},
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+    )
+
+
+def _start_failure(process: VllmProcess, reason: str) -> UsageError:
+    cause = process.log.cause() or reason
+    return UsageError(f"vLLM did not start: {cause}\nIts last lines:\n{process.log.last()}")
+
+
+def _limits(folder: Path, options: VllmOptions) -> EngineLimits:
+    """What is known before vLLM runs; its own context length replaces the model's at start."""
+    try:
+        body = fields.json_object((folder / "config.json").read_bytes())
+    except (OSError, DecodeError) as error:
+        raise CheckpointError(f"{folder} has no readable config.json: {error}") from error
+    config = nested if isinstance(nested := body.get("text_config"), dict) else body
+    vocab_size = config.get("vocab_size")
+    if not isinstance(vocab_size, int):
+        raise CheckpointError(f"{folder}/config.json does not tell vocab_size")
+    longest = config.get("max_position_embeddings")
+    length = options.max_model_len or (longest if isinstance(longest, int) else 2**31)
+    return EngineLimits(vocab_size, length, min(_MAX_N, options.max_num_seqs))

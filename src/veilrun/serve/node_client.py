@@ -1,0 +1,323 @@
+"""The way to one node: HTTPS with the node's certificate pinned, cipher ids only.
+
+The node is not trusted. Before the first token is sent, its card must name the checkpoint
+that our key made; the card is asked for again after every failure. What it answers is
+checked by `node_answers`. Leaving a stream early closes its connection, and that stops the
+generation.
+
+Invariant: what the node does can only cause a `PeerError` or a `TransportError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import aiohttp
+
+from veilrun.errors import BusyError, PeerError, TransportError, VerificationError
+from veilrun.serve.ask import Ask, Delta
+from veilrun.serve.kit import IdCodec
+from veilrun.serve.node_address import NodeAddress
+from veilrun.serve.node_answers import (
+    AnswerReader,
+    EventReader,
+    max_body_bytes,
+    printable,
+    reported_error,
+)
+from veilrun.serve.openai_errors import StallError
+from veilrun.wire.generate import (
+    GENERATE_PATH,
+    MODELS_PATH,
+    GenerateRequest,
+    SamplingParams,
+    encode_request,
+)
+from veilrun.wire.manifest import NodeCard, decode_card
+
+_CARD_BYTES: Final = 2**16
+_FAREWELL_BYTES: Final = 2**12
+_ERROR_BYTES: Final = 2**14
+_FAREWELL_S: Final = 1.0
+_UNAVAILABLE: Final = (502, 503, 504)
+_HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTimeouts:
+    """connect_s: to reach the node. card_s: for the node's card. stall_s: without a new token
+    in a stream, waiting in the node's queue included. answer_s: for an answer in one piece.
+    """
+
+    connect_s: float = 10.0
+    card_s: float = 30.0
+    stall_s: float = 120.0
+    answer_s: float = 600.0
+
+
+def seal(
+    ask: Ask, codec: IdCodec, eos_token_ids: tuple[int, ...], *, model: str, salt: str, stream: bool
+) -> GenerateRequest:
+    """The only place where plain ids become what is sent: every id goes through the codec."""
+    sampling = ask.sampling
+    params = SamplingParams(
+        n=sampling.n,
+        max_tokens=ask.max_tokens,
+        min_tokens=min(sampling.min_tokens, ask.max_tokens),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        stop_token_ids=() if sampling.ignore_eos else codec.encode(eos_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        logit_bias=dict(
+            zip(codec.encode(tuple(sampling.logit_bias)), sampling.logit_bias.values(), strict=True)
+        ),
+        logprobs=sampling.logprobs,
+    )
+    return GenerateRequest(
+        token_ids=codec.encode(ask.prompt_ids),
+        sampling_params=params,
+        model=model,
+        stream=stream,
+        cache_salt=salt,
+    )
+
+
+class NodeClient:
+    """One node and one codec. Use as `async with NodeClient(...) as node`."""
+
+    def __init__(
+        self,
+        address: NodeAddress,
+        codec: IdCodec,
+        eos_token_ids: tuple[int, ...],
+        timeouts: NodeTimeouts | None = None,
+    ) -> None:
+        self._address = address
+        self._codec = codec
+        self._eos_token_ids = eos_token_ids
+        self._timeouts = timeouts or NodeTimeouts()
+        self._session: aiohttp.ClientSession | None = None
+        self._card: NodeCard | None = None
+        self._card_lock = asyncio.Lock()
+        # Requests share cached prefixes at the node only when they know the same salt.
+        self._salt = secrets.token_urlsafe(32)
+
+    async def __aenter__(self) -> NodeClient:
+        self._session = open_session(self._address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def card(self) -> NodeCard:
+        """The node's card, once it is known to serve what our key encrypted.
+
+        Raises:
+            VerificationError: it serves something else.
+        """
+        async with self._card_lock:
+            if self._card is None:
+                card = await _get_card(self._open_session(), self._address, self._timeouts)
+                verify_card(card, self._codec)
+                self._card = card
+            return self._card
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[list[Delta]]:
+        """Yield the answers' next tokens as they come. Closing the generator stops the node."""
+        answers, events = AnswerReader(ask, self._codec), EventReader()
+        now_s, stall_s = asyncio.get_running_loop().time, self._timeouts.stall_s
+        async with self._post(ask, stream=True) as response:
+            progress_s = now_s()
+            with _network_faults(stall_s):
+                while not answers.complete:
+                    data = await response.content.readany()
+                    if not data:
+                        raise TransportError("the node closed the stream in mid-answer")
+                    deltas = answers.events(events.feed(data))
+                    if deltas:
+                        progress_s = now_s()
+                        yield deltas
+                    elif now_s() - progress_s > stall_s:
+                        raise StallError(f"no token from the node for {stall_s:.0f} s")
+            await _hear_out(response)
+
+    async def complete(self, ask: Ask) -> list[Delta]:
+        """The whole answers, one `Delta` each unless the node splits them."""
+        answers = AnswerReader(ask, self._codec)
+        try:
+            async with asyncio.timeout(self._timeouts.answer_s):
+                async with self._post(ask, stream=False) as response:
+                    with _network_faults(self._timeouts.answer_s):
+                        body = await _read_body(response, max_body_bytes(ask))
+        except TimeoutError as error:
+            raise StallError(f"no answer within {self._timeouts.answer_s:.0f} s") from error
+        return answers.whole(body)
+
+    @asynccontextmanager
+    async def _post(self, ask: Ask, *, stream: bool) -> AsyncIterator[aiohttp.ClientResponse]:
+        card = await self.card()
+        request = seal(
+            ask,
+            self._codec,
+            self._eos_token_ids,
+            model=card.model,
+            salt=self._salt,
+            stream=stream,
+        )
+        body = encode_request(request)
+        try:
+            response = await self._send(body, stream=stream)
+            try:
+                await _check_status(response)
+                yield response
+            finally:
+                # Half-read answers close the connection; complete ones have given it back.
+                response.close()
+        except (PeerError, TransportError) as error:
+            if not isinstance(error, BusyError):
+                self._card = None  # who answers next may be another
+            raise
+
+    async def _send(self, body: bytes, *, stream: bool) -> aiohttp.ClientResponse:
+        """Post, once more if an idle connection turns out to have been closed meanwhile."""
+        # A whole answer is silent until it is there; `complete` limits that time.
+        silence_s = self._timeouts.stall_s if stream else None
+        post = partial(
+            self._open_session().post,
+            self._address.url + GENERATE_PATH,
+            data=body,
+            timeout=aiohttp.ClientTimeout(
+                sock_connect=self._timeouts.connect_s, sock_read=silence_s
+            ),
+            allow_redirects=False,
+        )
+        with _network_faults(silence_s or self._timeouts.answer_s):
+            try:
+                return await post()
+            except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                return await post()
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("NodeClient is used outside of `async with`")
+        return self._session
+
+
+async def fetch_card(address: NodeAddress, timeouts: NodeTimeouts | None = None) -> NodeCard:
+    """What the node says of itself: the first thing to ask, to find the key that belongs to it."""
+    async with open_session(address) as session:
+        return await _get_card(session, address, timeouts or NodeTimeouts())
+
+
+def verify_card(card: NodeCard, codec: IdCodec) -> None:
+    """Raise VerificationError unless the node serves the checkpoint that the codec belongs to."""
+    manifest = card.manifest
+    if manifest.fingerprint != codec.fingerprint:
+        raise VerificationError(
+            f"the node serves a checkpoint of another key or model: its fingerprint is "
+            f"{manifest.fingerprint}, expected {codec.fingerprint}"
+        )
+    if manifest.vocab_size != codec.vocab_size:
+        raise VerificationError(
+            f"the node's vocabulary has {manifest.vocab_size} ids, expected {codec.vocab_size}"
+        )
+
+
+def open_session(address: NodeAddress) -> aiohttp.ClientSession:
+    """A pool of connections to one node: pinned, without cookies, redirects or the
+    environment's proxies.
+    """
+    pin = aiohttp.Fingerprint(address.pin) if address.pin is not None else True
+    key = {} if address.api_key is None else {"Authorization": f"Bearer {address.api_key}"}
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=pin, limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=_HEADERS | key,
+        auto_decompress=False,
+    )
+
+
+async def _get_card(
+    session: aiohttp.ClientSession, address: NodeAddress, timeouts: NodeTimeouts
+) -> NodeCard:
+    limit = aiohttp.ClientTimeout(sock_connect=timeouts.connect_s, total=timeouts.card_s)
+    with _network_faults(timeouts.card_s):
+        url = address.url + MODELS_PATH
+        async with session.get(url, timeout=limit, allow_redirects=False) as response:
+            await _check_status(response)
+            return decode_card(await _read_body(response, _CARD_BYTES))
+
+
+async def _check_status(response: aiohttp.ClientResponse) -> None:
+    """Raise what a status other than 200 means."""
+    if response.status == 200:
+        if "Content-Encoding" in response.headers:
+            raise PeerError("the node compresses its answer, which was not asked for")
+        return
+    if response.status == 429:
+        wait = response.headers.get("Retry-After", "")
+        wait_s = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 5 else 1.0
+        raise BusyError("the node's queue is full", retry_after_s=wait_s)
+    if response.status in _UNAVAILABLE:
+        raise TransportError(f"the node is not available now: status {response.status}")
+    reason = reported_error(await response.content.read(_ERROR_BYTES))
+    raise PeerError(f"the node answered with status {response.status}: {reason}")
+
+
+async def _read_body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    body = bytearray()
+    async for data in response.content.iter_any():
+        body += data
+        if len(body) > limit_bytes:
+            raise PeerError(f"the node's answer is longer than {limit_bytes} bytes")
+    return bytes(body)
+
+
+async def _hear_out(response: aiohttp.ClientResponse) -> None:
+    """Read a finished stream to its end, so that its connection can serve the next request.
+
+    The answer is complete: whatever happens now only decides whether the connection is kept.
+    """
+    n_bytes = 0
+    try:
+        async with asyncio.timeout(_FAREWELL_S):
+            while n_bytes <= _FAREWELL_BYTES and (data := await response.content.readany()):
+                n_bytes += len(data)
+    except (TimeoutError, aiohttp.ClientError):
+        return
+
+
+@contextmanager
+def _network_faults(silence_s: float) -> Iterator[None]:
+    """Say of each of aiohttp's errors whose fault it is. silence_s: the limit in force."""
+    try:
+        yield
+    except aiohttp.ServerFingerprintMismatch as error:
+        raise VerificationError(
+            f"the node's certificate is sha256:{error.got.hex()}, "
+            f"expected sha256:{error.expected.hex()}"
+        ) from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise StallError("no connection to the node in time") from error
+    except (aiohttp.ServerTimeoutError, TimeoutError) as error:
+        raise StallError(f"nothing from the node for {silence_s:.0f} s") from error
+    except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+        raise TransportError(f"the connection to the node failed: {printable(error)}") from error
+    except aiohttp.ClientError as error:
+        raise PeerError(f"the node does not speak HTTP properly: {printable(error)}") from error

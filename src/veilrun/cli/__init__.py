@@ -6,6 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from veilrun.cli.chat import chat
 from veilrun.cli.check import check
@@ -61,11 +62,10 @@ def main() -> None:
     try:
         app()
     except VeilrunError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {_escaped(error)}")
+        # soft_wrap: paths and commands in the message stay in one piece.
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 
-
-def _escaped(error: VeilrunError) -> str:
-    return str(error).replace("[", r"\[")

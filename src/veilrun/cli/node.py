@@ -50,6 +50,13 @@ CacheGib = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N (transformers engine).")]
+VllmArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vllm-argument",
+        help="One of `vllm serve`'s own, like --tensor-parallel-size=2; repeatable (vllm engine).",
+    ),
+]
 IdentityFolder = Annotated[
     Path | None,
     typer.Option(
@@ -99,6 +106,7 @@ def node(
     cache_gib: CacheGib = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    vllm_argument: VllmArguments = None,
     identity: IdentityFolder = None,
     tls_name: TlsNames = None,
     api_key_file: ApiKeyFile = None,
@@ -120,7 +128,14 @@ def node(
         )
     _log_to_stderr()
     built = _engine(
-        engine, out, max_running, max_model_len, cache_gib=cache_gib, dtype=dtype, device=device
+        engine,
+        out,
+        max_running,
+        max_model_len,
+        cache_gib=cache_gib,
+        dtype=dtype,
+        device=device,
+        vllm_arguments=tuple(vllm_argument or ()),
     )
     model = name or out.resolve().name
     listener = Listener(
@@ -144,14 +159,22 @@ def _engine(
     cache_gib: float | None,
     dtype: str,
     device: str,
+    vllm_arguments: tuple[str, ...],
 ) -> Engine:
     if name is EngineName.vllm:
         if cache_gib is not None or device != "auto":
             raise UsageError("--cache-gib and --device are options of the transformers engine")
         from veilrun.node.vllm_engine import VllmEngine, VllmOptions
 
-        options = VllmOptions(max_model_len=max_model_len, max_num_seqs=max_running, dtype=dtype)
+        options = VllmOptions(
+            max_model_len=max_model_len,
+            max_num_seqs=max_running,
+            dtype=dtype,
+            extra_arguments=vllm_arguments,
+        )
         return VllmEngine(folder, options)
+    if vllm_arguments:
+        raise UsageError("--vllm-argument is an option of the vllm engine")
     from veilrun.node.transformers_engine import TransformersEngine, TransformersSettings
 
     settings = TransformersSettings(

@@ -172,7 +172,7 @@ async def _ask(url: str, model: str, prompt: str, on_text: OnText) -> tuple[str,
         raw = await client.chat.completions.with_raw_response.create(
             model=model,
             messages=[{"role": "user", "content": prompt}],
-            max_tokens=64,
+            max_tokens=96,
             temperature=0,
             stream=True,
         )

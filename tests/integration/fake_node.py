@@ -49,7 +49,8 @@ def saying(*answers: tuple[int, ...]) -> Rule:
 
 @dataclass
 class FakeNode:
-    """rule: the answers. tokens_per_chunk, pause_s: how they are streamed.
+    """rule: the answers. tokens_per_chunk, pause_s: how they are streamed. farewell_s: how long
+    the end of a stream comes after its last token.
 
     fault: the way in which it misbehaves; see `_Faults`. None: not at all.
     """
@@ -60,6 +61,7 @@ class FakeNode:
     rule: Rule = backwards
     tokens_per_chunk: int = 1
     pause_s: float = 0.0
+    farewell_s: float = 0.0
     fault: str | None = None
     requests: list[GenerateRequest] = field(default_factory=list)
     connections: set[object] = field(default_factory=set)
@@ -170,6 +172,7 @@ class FakeNode:
                 return response
             body = self._damaged(encode_response(GenerateResponse("r", (chunk,))))
             await response.write(b"data: " + body + b"\n\n")
+        await asyncio.sleep(self.farewell_s)
         await response.write(b"data: [DONE]\n\n")
         return response
 

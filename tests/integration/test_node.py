@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import ssl
@@ -21,6 +22,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from unit.node.subjects import (
     FINGERPRINT,
@@ -165,20 +167,6 @@ def test_a_folder_with_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -> N
     assert "tokenizer.json" in log
 
 
-def test_plain_http_beyond_loopback_is_refused(folder: Path) -> None:
-    flag = "--insecure-plain-http-for-loopback-only"
-    code, log = refused(folder, "--port", 0, "--host", "0.0.0.0", flag)
-    assert code == 3
-    assert "plain HTTP on 0.0.0.0" in log
-
-
-def test_a_private_key_inside_the_served_folder_is_refused(folder: Path) -> None:
-    code, log = refused(folder, "--port", 0, "--identity", folder / "identity")
-    assert code == 3
-    assert "TLS key" in log
-    assert not (folder / "identity").exists()
-
-
 # --- the engine behind the real surface ---------------------------------------------------
 
 
@@ -187,11 +175,13 @@ class Running:
     """An engine and a server in this process, and a client of them."""
 
     engine: TransformersEngine
+    server: NodeServer
     session: aiohttp.ClientSession
 
     async def generate(self, body: dict[str, Any]) -> tuple[int, Any]:
         async with self.session.post(GENERATE, json=body) as answer:
-            return answer.status, await answer.json()
+            streamed = answer.content_type == "text/event-stream"
+            return answer.status, await (answer.text() if streamed else answer.json())
 
     @property
     def n_steps(self) -> int:
@@ -213,18 +203,23 @@ async def running(folder: Path, limits: ServerLimits | None = None) -> AsyncIter
         manifest = decode_manifest((folder / "veilrun.json").read_bytes())
         server = NodeServer(engine, manifest, "out", limits)
         async with listening(server, Listener("127.0.0.1", 0, None)) as (_, port):
-            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
-                yield Running(engine, session)
+            base, limit = f"http://127.0.0.1:{port}", aiohttp.ClientTimeout(30)
+            async with aiohttp.ClientSession(base, timeout=limit) as session:
+                yield Running(engine, server, session)
     finally:
         await engine.stop()
 
 
-@pytest.fixture
+one_loop = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(folder: Path) -> AsyncIterator[Running]:
     async with running(folder) as node:
         yield node
 
 
+@one_loop
 async def test_id_outside_the_vocabulary_is_400_and_a_neighbour_sees_nothing(
     node: Running, expected: list[int]
 ) -> None:
@@ -238,22 +233,24 @@ async def test_id_outside_the_vocabulary_is_400_and_a_neighbour_sees_nothing(
     assert node.engine.ready
 
 
+@one_loop
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_stops_the_engine(node: Running, stream: bool) -> None:
-    body = greedy(n_tokens=500, stream=stream)
+    body, n_before = greedy(n_tokens=500, stream=stream), node.n_steps
     task = asyncio.create_task(node.generate(body))
     async with asyncio.timeout(5):
         while node.engine.n_active == 0:
             await asyncio.sleep(0.005)
     task.cancel()
     await node.idle()
-    assert node.n_steps < 400  # the whole answer takes 500
+    assert node.n_steps - n_before < 400  # the whole answer takes 500
 
 
+@one_loop
 async def test_abort_stops_the_engine_and_keeps_what_was_streamed(
     node: Running, expected: list[int]
 ) -> None:
-    body = greedy(n_tokens=500, stream=True, request_id="r")
+    body, n_before = greedy(n_tokens=500, stream=True, request_id="r"), node.n_steps
     async with node.session.post(GENERATE, json=body) as answer:
         await answer.content.readuntil(b"\n\n")
         ids = {"request_ids": ["generate-tokens-r"]}
@@ -263,7 +260,39 @@ async def test_abort_stops_the_engine_and_keeps_what_was_streamed(
     assert done == "data: [DONE]"
     assert json.loads(last[6:])["choices"][0]["finish_reason"] == "abort"
     await node.idle()
-    assert node.n_steps < 400
+    assert node.n_steps - n_before < 400
+
+
+@one_loop
+async def test_random_endings_leave_nothing_behind(node: Running, expected: list[int]) -> None:
+    """Clients that stay, leave or are aborted at any moment; sampled, greedy, streamed or not."""
+    chance = random.Random(5)
+
+    async def live(number: int) -> None:
+        body = greedy(n_tokens=chance.randint(1, 60), stream=chance.random() < 0.5)
+        body["sampling_params"] |= {"n": chance.randint(1, 3), "temperature": number % 2}
+        body["request_id"] = str(number)
+        asking = asyncio.create_task(node.generate(body))
+        await asyncio.sleep(chance.random() / 5)
+        if number % 3 == 0:
+            asking.cancel()
+        if number % 3 == 1:
+            ids = {"request_ids": [f"generate-tokens-{number}"]}
+            await (await node.session.post("/inference/v1/abort_requests", json=ids)).read()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    await asyncio.gather(*(live(number) for number in range(30)))
+    await node.idle()
+    async with asyncio.timeout(5):
+        while node.server._exchanges:
+            await asyncio.sleep(0.01)
+    assert node.server._running.n_on_loan == node.engine._room.n_on_loan == 0
+    assert not node.engine._runs
+    assert node.engine._batch is not None
+    assert not node.engine._batch._sampler.answers
+    assert not node.engine._batch._manager.output_router.result_handlers
+    _, body = await node.generate(greedy())
+    assert body["choices"][0]["token_ids"] == expected
 
 
 async def test_queue_full_is_429_while_the_running_answer_goes_on(
@@ -279,6 +308,7 @@ async def test_queue_full_is_429_while_the_running_answer_goes_on(
         assert body["choices"][0]["token_ids"] == expected
 
 
+@one_loop
 async def test_streams_and_whole_answers_side_by_side(node: Running, expected: list[int]) -> None:
     async def streamed() -> list[int]:
         async with node.session.post(GENERATE, json=greedy(stream=True)) as answer:

@@ -317,6 +317,7 @@ async def test_leaving_before_the_answer_stops_the_node(served: Proxied, openai:
 
 async def test_connections_to_the_node_are_kept(served: Proxied, openai: AsyncOpenAI):
     served.say("a b c d")
+    served.node.farewell_s = 0.05
     for _ in range(3):
         await chunks_of(openai)
         await chat(openai)

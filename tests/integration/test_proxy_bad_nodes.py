@@ -18,7 +18,7 @@ from veilrun.serve.node_address import insecure_plain_http_node_for_loopback_onl
 from veilrun.serve.node_client import NodeClient, NodeTimeouts, fetch_card
 
 ASK = [{"role": "user", "content": "Tell me a story"}]
-TIMEOUTS = NodeTimeouts(connect_s=2, card_s=2, stall_s=0.4, answer_s=0.4)
+TIMEOUTS = NodeTimeouts(connect_s=2, card_s=2, stall_s=0.8, answer_s=0.8)
 
 AT_ONCE = {
     "busy": (429, "rate_limit_exceeded"),
@@ -95,7 +95,7 @@ async def test_faults_before_the_first_text(served: Proxied, openai, fault, stre
 @pytest.mark.parametrize("fault", MID_STREAM)
 async def test_faults_in_mid_stream(served: Proxied, openai, fault):
     served.node.fault = fault
-    served.node.pause_s = 0.01  # so that the first chunks arrive before the fault
+    served.node.pause_s = 0.05  # so that the first chunks arrive before the fault
     text = ""
     started_s = time.monotonic()
     with pytest.raises(APIError) as caught:
@@ -103,7 +103,7 @@ async def test_faults_in_mid_stream(served: Proxied, openai, fault):
             text += chunk.choices[0].delta.content or ""
     assert caught.value.code == MID_STREAM[fault]
     assert text == "Once upon"
-    assert time.monotonic() - started_s < 3
+    assert time.monotonic() - started_s < 6
     await works_again(served, openai)
 
 
@@ -136,6 +136,20 @@ async def test_a_whole_answer_that_never_ends(served: Proxied, openai):
     await works_again(served, openai)
 
 
+@pytest.mark.parametrize("fault", ["dies", "garbage", "endless body"])
+async def test_after_a_failure_the_card_is_checked_again(served: Proxied, openai, fault):
+    await chat(openai)
+    served.node.fault = fault
+    with pytest.raises(APIError):
+        async for _ in await chat(openai, stream=True) if fault == "dies" else [await chat(openai)]:
+            pass
+    served.node.fault = "other checkpoint"
+    n_requests = len(served.node.requests)
+    with pytest.raises(APIStatusError, match="another key or model"):
+        await chat(openai)
+    assert len(served.node.requests) == n_requests
+
+
 @pytest.mark.parametrize("fault", CARDS)
 async def test_no_token_is_sent_to_a_node_with_the_wrong_card(served: Proxied, openai, fault):
     served.node.fault = fault
@@ -144,19 +158,6 @@ async def test_no_token_is_sent_to_a_node_with_the_wrong_card(served: Proxied, o
     assert (caught.value.status_code, caught.value.code) == CARDS[fault]
     assert served.node.requests == []
     await works_again(served, openai)
-
-
-async def test_after_a_failure_the_card_is_checked_again(served: Proxied, openai):
-    await chat(openai)
-    served.node.fault = "dies"
-    with pytest.raises(APIError):
-        async for _ in await chat(openai, stream=True):
-            pass
-    served.node.fault = "other checkpoint"
-    n_requests = len(served.node.requests)
-    with pytest.raises(APIStatusError, match="another key or model"):
-        await chat(openai)
-    assert len(served.node.requests) == n_requests
 
 
 ONE = Ask((3, 4, 5), 4, Sampling())
@@ -215,7 +216,7 @@ async def test_an_idle_connection_that_was_closed_is_no_failure(kit, identity_fo
             node.fault = "drops the next"
             (delta,) = await client.complete(ONE)
     assert delta.finish_reason == "length"
-    assert node.n_card_requests == 1
+    assert node.n_card_requests == 2  # it may have been restarted with something else
 
 
 async def test_used_outside_of_its_block():

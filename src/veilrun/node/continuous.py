@@ -112,6 +112,17 @@ class ContinuousBatch:
         self._sampler.answers.pop(answer_id, None)
         self._manager.output_router.result_handlers.pop(answer_id, None)
 
+    def unblock(self) -> None:
+        """Let waiting answers in again if nothing else runs.
+
+        After an eviction the stock scheduler admits nobody until some answer finishes; if the
+        last one that runs is cancelled instead, everyone waits for ever. Reservations make
+        evictions rare: only models that mix kinds of attention still have them.
+        """
+        processor = self._manager.batch_processor
+        if processor is not None and not processor.scheduler.active_requests:
+            processor.scheduler.block_new_requests = False
+
     def n_active(self) -> int:
         """Answers the run holds now, waiting or decoding. For tests and metrics."""
         processor = self._manager.batch_processor

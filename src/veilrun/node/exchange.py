@@ -26,6 +26,9 @@ from veilrun.wire.generate import (
 ID_PREFIX: Final = "generate-tokens-"
 """vLLM puts it before the client's id, in answers and in aborts; so do we."""
 
+_READ_S: Final = 60.0
+"""A client that reads nothing for so long is taken for gone: it would hold its place for ever."""
+
 _STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -154,7 +157,11 @@ class Stream:
         if self._response is None:
             self._response = web.StreamResponse(headers=_STREAM_HEADERS)
             await self._response.prepare(self._http)
-        await self._response.write(b"data: " + data + b"\n\n")
+        try:
+            async with asyncio.timeout(_READ_S):
+                await self._response.write(b"data: " + data + b"\n\n")
+        except TimeoutError as error:
+            raise ConnectionResetError("the client has stopped reading") from error
 
     async def _end(self) -> web.StreamResponse:
         await self._send(b"[DONE]")

@@ -16,6 +16,7 @@ Killing this script itself with SIGKILL is the one way around that.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import shutil
@@ -25,7 +26,9 @@ import sys
 import time
 
 _POLL_S = 0.05
+_SHORT_S = 0.01
 _CLEARING_S = 3.0
+_PR_SET_CHILD_SUBREAPER = 36
 _STDIN = 0
 
 
@@ -35,6 +38,7 @@ def main(arguments: list[str]) -> int:
     # Nobody but the lifeline ends us: its closing does all that a signal could ask for.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    _adopt_orphans()
     try:
         child = _start(command)
         if child is None:
@@ -45,6 +49,13 @@ def main(arguments: list[str]) -> int:
         return code if code >= 0 else 128 - code
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _adopt_orphans() -> None:
+    """On Linux, become the parent of our descendants' orphans, to see them end."""
+    # Elsewhere the system's first process gets them, and a dead one counts until it has noticed.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes] | None:
@@ -75,14 +86,16 @@ def _end(child: subprocess.Popen[bytes], grace_s: float) -> None:
         limit_s = time.monotonic() + grace_s
         while child.poll() is None and time.monotonic() < limit_s:
             time.sleep(_POLL_S)
-    # Workers outlive a leader that was killed. Dead ones count until their new parent, the
-    # system's first process, has noticed; where that one is careless, we do not wait for ever.
+    # Workers outlive a leader that was killed. They are our children then, see `_adopt_orphans`.
     limit_s = time.monotonic() + _CLEARING_S
     with contextlib.suppress(ProcessLookupError, PermissionError):
         while time.monotonic() < limit_s:
             os.killpg(child.pid, signal.SIGKILL)
-            child.poll()
-            time.sleep(_POLL_S)
+            if child.poll() is not None:
+                with contextlib.suppress(ChildProcessError):
+                    while os.waitpid(-child.pid, os.WNOHANG)[0]:
+                        pass
+            time.sleep(_SHORT_S)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
     """The dtype called `name`; "auto" is float32 on a CPU and the checkpoint's own on a GPU."""
     if name == "auto":
-        own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
+        own = _DTYPES.get(str(config.dtype).removeprefix("torch."), torch.bfloat16)
         return own if device.type == "cuda" else torch.float32
     if name not in _DTYPES:
         raise UsageError(f"{name!r} is not one of the dtypes auto, {', '.join(_DTYPES)}")

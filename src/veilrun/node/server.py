@@ -68,7 +68,7 @@ class ServerLimits:
 
     max_running: int = 16
     max_queued: int = 64
-    max_body_bytes: int = 8 * 2**20
+    max_body_bytes: int = 4 * 2**20
     body_timeout_s: float = 30.0
 
 
@@ -303,6 +303,11 @@ class NodeServer:
             return Refusal(404, "not_found", "there is nothing here").response()
         except web.HTTPException as error:
             return Refusal(error.status, "http_error", error.reason).response()
+        except ConnectionError:
+            raise  # there is nobody left to answer
+        except Exception as error:  # noqa: BLE001 - our own fault, and still an answer
+            _log.error("a request failed with %s", type(error).__name__)
+            return Refusal(500, "internal_error", "the node failed").response()
 
     def _check_key(self, http: web.Request) -> None:
         if self._key_digest is None:

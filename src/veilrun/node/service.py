@@ -133,6 +133,7 @@ async def listening(
     runner = web.AppRunner(
         server.application(),
         access_log=None,  # its lines hold addresses and paths
+        logger=_discreet_log(),
         handler_cancellation=True,  # a client that leaves cancels its handler
         shutdown_timeout=_LAST_WORDS_S,
     )
@@ -149,6 +150,20 @@ async def listening(
         yield runner, runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+def _discreet_log() -> logging.Logger:
+    """For aiohttp, which quotes what it cannot parse: only the kind of a fault is kept."""
+
+    def tell_the_kind(record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if record.exc_info else None
+        record.msg = f"HTTP: {kind.__name__ if kind else 'see the client'}"
+        record.args, record.exc_info = None, None
+        return True
+
+    logger = logging.getLogger("veilrun.node.http")
+    logger.filters = [tell_the_kind]
+    return logger
 
 
 async def _end(

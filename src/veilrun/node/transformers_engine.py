@@ -176,6 +176,7 @@ class TransformersEngine:
         while True:
             await asyncio.sleep(_WATCH_S)
             if self._batch is not None and self._batch.is_alive:
+                self._batch.unblock()
                 continue
             _log.error("the engine broke; requests aborted: %d", len(self._runs))
             self._restarting = True

@@ -17,36 +17,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import aiohttp
-
 from veilrun.errors import BusyError, CheckpointError, DecodeError, TransportError, UsageError
 from veilrun.node.engine import EngineLimits, admit
-from veilrun.node.vllm_process import VllmOptions, VllmProcess, vllm_available, vllm_executable
-from veilrun.node.vllm_wire import (
-    RESTART_S,
-    EventLines,
-    normalise,
-    read_context_length,
-    read_error,
-    read_event,
-    translate,
-)
+from veilrun.node.vllm_client import VllmClient
+from veilrun.node.vllm_process import VllmOptions, VllmProcess, vllm_available
+from veilrun.node.vllm_wire import RESTART_S, normalise, translate
 from veilrun.wire import fields
-from veilrun.wire.generate import (
-    GENERATE_PATH,
-    HEALTH_PATH,
-    MODELS_PATH,
-    Choice,
-    GenerateRequest,
-    GenerateResponse,
-    SamplingParams,
-    encode_request,
-)
+from veilrun.wire.generate import Choice, GenerateRequest, SamplingParams
 
 __all__ = ["VllmEngine", "VllmOptions", "vllm_available"]
 
@@ -72,7 +55,7 @@ class VllmEngine:
         self._options = options or VllmOptions()
         self.limits = _limits(folder, self._options)
         self._process: VllmProcess | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._client: VllmClient | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._is_up = False
 
@@ -90,8 +73,6 @@ class VllmEngine:
         Raises:
             UsageError: vLLM is not installed or does not start; its last lines are in the message.
         """
-        if (reason := vllm_available()) is not None:
-            raise UsageError(reason)
         await self.stop()
         await self._bring_up()
         self._keeper = asyncio.create_task(self._keep_up())
@@ -108,12 +89,12 @@ class VllmEngine:
         """Yield each answer's next tokens; see `node.engine.Engine.generate`."""
         admit(request, self.limits)
         translated = translate(request, self.limits)
-        if not self.ready or self._session is None:
+        if not self.ready or self._client is None:
             raise BusyError("the engine is starting or stopping", RESTART_S)
         params = request.sampling_params
         unfinished = set(range(params.n))
         begun = False
-        chunks = _ask(self._session, translated)
+        chunks = self._client.ask(translated)
         try:
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
@@ -132,17 +113,16 @@ class VllmEngine:
             yield Choice(index, (), "abort", logprobs=no_logprobs)
 
     async def _bring_up(self) -> None:
-        executable = vllm_executable()
-        if executable is None:
-            raise UsageError("vLLM is no longer installed")
-        process = VllmProcess(executable, self._folder, self._options)
-        self._process, self._session = process, _open_session(process)
-        limit_s = self._options.start_timeout_s
+        process = VllmProcess(self._folder, self._options)
+        client = VllmClient(process.socket, process.api_key)
+        self._process, self._client = process, client
+        limit_s, begun_s = self._options.start_timeout_s, time.monotonic()
+        _log.info("starting vLLM; with a large model this takes minutes")
         try:
             async with asyncio.timeout(limit_s):
-                await _healthy(process, self._session)
-                length = await _context_length(self._session)
-                await _prove(self._session)
+                await _healthy(process, client)
+                length = await client.context_length()
+                await _prove(client)
         except TimeoutError as error:
             await self._bring_down()
             raise _start_failure(process, f"it was not ready after {limit_s:.0f} s") from error
@@ -154,17 +134,19 @@ class VllmEngine:
         except BaseException:
             await self._bring_down()
             raise
+        _log.info("vLLM answers after %.0f s", time.monotonic() - begun_s)
+        process.log.forget()
         self.limits = replace(self.limits, max_model_len=length)
         self._is_up = True
 
     async def _bring_down(self) -> None:
         self._is_up = False
-        session, self._session = self._session, None
+        client, self._client = self._client, None
         process, self._process = self._process, None
+        if client is not None:
+            await client.close()  # first: vLLM does not end while a stream is open
         if process is not None:
-            await process.stop()  # first: readers of open streams then see them end
-        if session is not None:
-            await session.close()
+            await process.stop()
 
     async def _keep_up(self) -> None:
         """Replace a vLLM that ended by itself. Gives up, and stays unready, after some tries."""
@@ -184,77 +166,22 @@ class VllmEngine:
                 _log.critical("the engine stays down")
 
 
-async def _ask(
-    session: aiohttp.ClientSession, request: GenerateRequest
-) -> AsyncGenerator[GenerateResponse]:
-    """vLLM's chunks up to the end of its stream. Closing this closes the connection.
-
-    Raises:
-        UsageError: vLLM refuses the request; BusyError: it is gone; TransportError: nonsense.
-    """
-    lines, is_done = EventLines(), False
-    try:
-        async with session.post(GENERATE_PATH, data=encode_request(request)) as answer:
-            try:
-                if answer.status != 200:
-                    raise read_error(await answer.content.read(4096), answer.status)
-                async for block in answer.content.iter_any():
-                    for data in lines.feed(block):
-                        if (chunk := read_event(data)) is None:
-                            is_done = True
-                        else:
-                            yield chunk
-            finally:
-                if not is_done:
-                    answer.close()  # a closed connection is how vLLM learns to drop a request
-    except (aiohttp.ClientError, OSError) as error:
-        raise BusyError(f"the connection to vLLM broke: {error}", RESTART_S) from error
-    if not is_done:
-        raise TransportError("vLLM's answer ended too early")
-
-
-async def _healthy(process: VllmProcess, session: aiohttp.ClientSession) -> None:
-    while process.exit_code is None:
-        with contextlib.suppress(aiohttp.ClientError, OSError):
-            async with session.get(HEALTH_PATH) as answer:
-                if answer.status == 200:
-                    return
+async def _healthy(process: VllmProcess, client: VllmClient) -> None:
+    while not await client.is_healthy():
+        if process.exit_code is not None:
+            raise TransportError(f"it ended with exit code {process.exit_code}")
         await asyncio.sleep(0.2)
-    raise TransportError(f"it ended with exit code {process.exit_code}")
 
 
-async def _context_length(session: aiohttp.ClientSession) -> int:
-    """What vLLM itself takes for the context: memory may hold less than the model's own."""
-    try:
-        async with session.get(MODELS_PATH) as answer:
-            if answer.status != 200:
-                raise read_error(await answer.content.read(4096), answer.status)
-            return read_context_length(await answer.read())
-    except (aiohttp.ClientError, OSError) as error:
-        raise TransportError(f"the connection to vLLM broke: {error}") from error
-
-
-async def _prove(session: aiohttp.ClientSession) -> None:
+async def _prove(client: VllmClient) -> None:
     """One greedy token: proof that the endpoint exists and that the model computes.
 
     With log-probabilities: vLLM compiles their code on first use, half a minute on a CPU, and
     every request waits meanwhile.
     """
     params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=1)
-    async for _ in _ask(session, GenerateRequest((0,), params, stream=True)):
+    async for _ in client.ask(GenerateRequest((0,), params, stream=True)):
         pass
-
-
-def _open_session(process: VllmProcess) -> aiohttp.ClientSession:
-    # One connection per request: vLLM drops idle ones after five seconds, just as the next
-    # request is written to it. On a Unix socket a new one costs nothing.
-    socket = aiohttp.UnixConnector(path=str(process.socket), limit=0, force_close=True)
-    return aiohttp.ClientSession(
-        base_url="http://vllm",
-        connector=socket,
-        headers={"Authorization": f"Bearer {process.api_key}", "Content-Type": "application/json"},
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-    )
 
 
 def _start_failure(process: VllmProcess, reason: str) -> UsageError:

@@ -50,7 +50,7 @@ class VllmOptions:
 
     max_model_len: prompt and answer together, in tokens; None: the model's own or what fits.
     max_num_seqs: answers at a time.
-    dtype: "auto" is the checkpoint's own.
+    dtype: "auto" is vLLM's choice: the checkpoint's own, but half precision for float32.
     gpu_memory_fraction: share of each GPU's memory, from 0 to 1; None: vLLM's default.
     tensor_parallel_size: GPUs that share the model.
     start_timeout_s: loading and compiling a large model takes minutes.
@@ -75,14 +75,15 @@ def vllm_executable() -> Path | None:
     return Path(found).resolve() if found else None
 
 
+_NOT_INSTALLED = (
+    f"there is no vllm command beside {sys.executable} or on PATH; install vLLM 0.30 or newer "
+    "(pip install vllm), or use --engine transformers"
+)
+
+
 def vllm_available() -> str | None:
     """None when vLLM can be started, or why it cannot."""
-    if vllm_executable() is None:
-        return (
-            f"there is no vllm command beside {sys.executable} or on PATH; "
-            "install vLLM 0.30 or newer (pip install vllm), or use --engine transformers"
-        )
-    return None
+    return None if vllm_executable() else _NOT_INSTALLED
 
 
 # Veilrun sets these, or nobody does: each would open a door, log prompts or run foreign code.
@@ -179,15 +180,21 @@ class LogTail:
         self._thread.start()
 
     def _read(self, pipe: IO[bytes]) -> None:
+        is_rest = False  # of a long line; it would escape the filter below
         with pipe:
-            while line := pipe.readline(_LINE_BYTES):
-                text = line.decode(errors="replace").rstrip()
-                if text and not self._DROPPED.search(text):
+            while block := pipe.readline(_LINE_BYTES):
+                text = block.decode(errors="replace").rstrip()
+                if text and not is_rest and not self._DROPPED.search(text):
                     self._lines.append(text)
+                is_rest = not block.endswith(b"\n")
 
     def finish(self, timeout_s: float = 2.0) -> None:
         """Wait for the last lines of a process that has ended."""
         self._thread.join(timeout_s)
+
+    def forget(self) -> None:
+        """Drop what was written so far: an old error is not the cause of a later end."""
+        self._lines.clear()
 
     def last(self, n_lines: int = 15) -> str:
         """The newest lines, oldest first."""
@@ -204,12 +211,15 @@ class LogTail:
 class VllmProcess:
     """One running vLLM, its workers and its private folder, behind a `lifeline`."""
 
-    def __init__(self, executable: Path, model_folder: Path, options: VllmOptions) -> None:
+    def __init__(self, model_folder: Path, options: VllmOptions) -> None:
         """Start it; it is not ready yet.
 
         Raises:
-            UsageError: an extra argument is veilrun's own to set.
+            UsageError: vLLM is not installed, or an extra argument is veilrun's own to set.
         """
+        executable = vllm_executable()
+        if executable is None:
+            raise UsageError(_NOT_INSTALLED)
         self.folder = _private_folder()
         self.socket = self.folder / "http"
         self.api_key = secrets.token_urlsafe(32)

@@ -106,12 +106,18 @@ class EventLines:
     """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._begun: list[bytes] = []  # of a line whose end is still to come
+        self._begun_bytes = 0
 
     def feed(self, block: bytes) -> list[bytes]:
         """The data of the events that `block` completes."""
-        *lines, self._rest = (self._rest + block).split(b"\n")
-        if len(self._rest) > _MAX_EVENT_BYTES:
+        *lines, rest = block.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*self._begun, lines[0]))
+            self._begun, self._begun_bytes = [], 0
+        self._begun.append(rest)
+        self._begun_bytes += len(rest)
+        if self._begun_bytes > _MAX_EVENT_BYTES:
             raise TransportError(f"vLLM sent a line of more than {_MAX_EVENT_BYTES} bytes")
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 

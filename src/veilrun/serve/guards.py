@@ -43,10 +43,10 @@ def guards(*, host: str, api_key: str | None) -> list[Middleware]:
 
 async def add_mode_headers(_: web.Request, response: web.StreamResponse) -> None:
     """For `Application.on_response_prepare`: it sees every reply, errors included."""
-    response.headers.update(_MODE_HEADERS)
+    response.headers.update(_REPLY_HEADERS)
 
 
-_MODE_HEADERS: Final = mode_headers()
+_REPLY_HEADERS: Final = {**mode_headers(), "Server": "veilrun-proxy"}
 
 
 async def read_json(request: web.Request) -> bytes:

@@ -162,10 +162,10 @@ class NodeClient:
             async with asyncio.timeout(self._timeouts.answer_s):
                 async with self._post(ask, stream=False) as response:
                     with _network_faults(self._timeouts.answer_s):
-                        body = await _read_body(response, max_body_bytes(ask))
+                        return answers.whole(await _read_body(response, max_body_bytes(ask)))
         except TimeoutError as error:
+            self._card = None
             raise StallError(f"no answer within {self._timeouts.answer_s:.0f} s") from error
-        return answers.whole(body)
 
     @asynccontextmanager
     async def _post(self, ask: Ask, *, stream: bool) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -211,6 +211,8 @@ class NodeClient:
             except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
                 raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                self._card = None  # perhaps it was restarted, with something else
+                await self.card()
                 return await post()
 
     def _open_session(self) -> aiohttp.ClientSession:

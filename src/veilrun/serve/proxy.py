@@ -161,7 +161,7 @@ class _Proxy:
         options = chat.options
         self._check_model(options.model)
         prompt_ids = await self._text_side.chat_ids(chat.messages)
-        ask = await self._ask(prompt_ids, options, OPEN_ANSWER_TOKENS, param="messages")
+        ask = await self._ask(prompt_ids, options, param="messages")
         answers = self._answers(0, options, prompt_ids=(), prompt_is_text=True)
         shape = ChatShape(self._head("chatcmpl-"), include_usage=options.include_usage)
         return _Job((ask,), (answers,), shape, options)
@@ -174,7 +174,7 @@ class _Proxy:
         for place, prompt in enumerate(completion.prompts):
             is_text = isinstance(prompt, str)
             ids = await self._text_side.prompt_ids(prompt) if isinstance(prompt, str) else prompt
-            asks.append(await self._ask(ids, options, OPEN_ANSWER_TOKENS, param="prompt"))
+            asks.append(await self._ask(ids, options, param="prompt"))
             first = place * options.sampling.n
             answers.append(self._answers(first, options, prompt_ids=ids, prompt_is_text=is_text))
         shape = CompletionShape(self._head("cmpl-"), include_usage=options.include_usage)
@@ -190,9 +190,7 @@ class _Proxy:
                 status=404,
             )
 
-    async def _ask(
-        self, prompt_ids: tuple[int, ...], options: Options, open_tokens: int, *, param: str
-    ) -> Ask:
+    async def _ask(self, prompt_ids: tuple[int, ...], options: Options, *, param: str) -> Ask:
         vocab_size = self._kit.codec.vocab_size
         named_ids = {param: prompt_ids, "logit_bias": tuple(options.sampling.logit_bias)}
         for name, ids in named_ids.items():
@@ -209,7 +207,8 @@ class _Proxy:
                 param=param,
                 code="context_length_exceeded",
             )
-        return Ask(prompt_ids, min(options.max_tokens or open_tokens, room), options.sampling)
+        max_tokens = min(options.max_tokens or OPEN_ANSWER_TOKENS, room)
+        return Ask(prompt_ids, max_tokens, options.sampling)
 
     def _answers(
         self, first: int, options: Options, *, prompt_ids: Sequence[int], prompt_is_text: bool
@@ -269,18 +268,12 @@ class _Proxy:
             await response.write(tail)
         return response
 
-    async def _pieces(self, job: _Job) -> AsyncGenerator[list[Piece]]:
+    def _pieces(self, job: _Job) -> AsyncGenerator[list[Piece]]:
         streams = [
             self._pieces_of(job.options, ask, answers)
             for ask, answers in zip(job.asks, job.answers, strict=True)
         ]
-        if len(streams) == 1:
-            merged = streams[0]
-        else:
-            merged = fan_in(streams, n_at_once=PROMPTS_AT_ONCE)
-        async with aclosing(merged) as batches:
-            async for batch in batches:
-                yield batch
+        return streams[0] if len(streams) == 1 else fan_in(streams, n_at_once=PROMPTS_AT_ONCE)
 
     async def _pieces_of(
         self, options: Options, ask: Ask, answers: Sequence[Answer]

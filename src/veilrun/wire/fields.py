@@ -150,7 +150,10 @@ def between(low: float, high: float, *, open_low: bool = False) -> Reader[float]
         good = isinstance(value, int | float) and not isinstance(value, bool)
         if not (good and (low < value if open_low else low <= value) and value <= high):
             raise DecodeError(f"{name} must be a number from {low} to {high}", field=name)
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # JSON has whole numbers of any size
+            raise DecodeError(f"{name} is beyond all limits", field=name) from None
 
     return read
 

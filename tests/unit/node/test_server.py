@@ -1,129 +1,25 @@
-"""The HTTP surface over real TCP, with an engine whose every token the test releases."""
+"""What the HTTP surface answers, what it refuses, and what it tells of itself."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import pytest
 
-from unit.node.subjects import FINGERPRINT
-from veilrun.errors import BusyError, TransportError, UsageError
-from veilrun.node.engine import EngineLimits
-from veilrun.node.server import NodeServer, ServerLimits
-from veilrun.node.service import Listener, listening
-from veilrun.wire.generate import (
-    Choice,
-    GenerateRequest,
-    PositionLogprobs,
-    TokenLogprob,
-    decode_response,
-)
-from veilrun.wire.manifest import Manifest, decode_card
-
-GENERATE = "/inference/v1/generate"
-ABORT = "/inference/v1/abort_requests"
-MANIFEST = Manifest("ee", FINGERPRINT, 90, "ab" * 32)
-
-
-class StepEngine:
-    """Answers 10, 11, 12...; each token waits for a step that the test gives."""
-
-    name = "steps"
-    limits = EngineLimits(vocab_size=100, max_model_len=64, max_n=4)
-
-    def __init__(self) -> None:
-        self.ready = True
-        self.n_active = 0
-        self.error: Exception | None = None
-        self._steps = asyncio.Semaphore(0)
-        self._free = False
-
-    def step(self, n: int = 1) -> None:
-        for _ in range(n):
-            self._steps.release()
-
-    def run_freely(self) -> None:
-        self._free = True
-        self.step(100)
-
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
-
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Choice]:
-        params = request.sampling_params
-        self.n_active += 1
-        try:
-            for place in range(params.max_tokens):
-                if not self._free:
-                    await self._steps.acquire()
-                if self.error is not None:
-                    raise self.error
-                last = place == params.max_tokens - 1
-                for index in range(params.n):
-                    token = 10 + place
-                    logprobs = None
-                    if params.logprobs is not None:
-                        logprobs = (PositionLogprobs(TokenLogprob(token, -0.5, 1)),)
-                    yield Choice(index, (token,), "length" if last else None, logprobs=logprobs)
-        finally:
-            self.n_active -= 1
-
-
-class Node:
-    """A listening server and a client session."""
-
-    def __init__(self, engine: StepEngine, server: NodeServer, session: Any) -> None:
-        self.engine, self.server, self.session = engine, server, session
-
-    async def generate(self, **body: Any) -> tuple[int, dict[str, Any], Any]:
-        async with self.session.post(GENERATE, json=request(**body)) as answer:
-            return answer.status, await answer.json(), answer.headers
-
-    async def metric(self, name: str) -> float:
-        async with self.session.get("/metrics") as answer:
-            for line in (await answer.text()).splitlines():
-                if line.startswith(f"veilrun_node_{name} "):
-                    return float(line.split()[-1])
-        raise KeyError(name)
-
-
-def request(**changes: Any) -> dict[str, Any]:
-    sampling = changes.pop("sampling_params", {"max_tokens": 3})
-    return {"token_ids": [1, 2, 3], "sampling_params": sampling, **changes}
-
-
-@asynccontextmanager
-async def running(
-    limits: ServerLimits | None = None, api_key: str | None = None
-) -> AsyncIterator[Node]:
-    engine = StepEngine()
-    server = NodeServer(engine, MANIFEST, "m", limits, api_key)
-    async with listening(server, Listener("127.0.0.1", 0, None)) as (_, port):
-        base = f"http://127.0.0.1:{port}"
-        async with aiohttp.ClientSession(base) as session:
-            yield Node(engine, server, session)
+from unit.node.steps import ABORT, GENERATE, MANIFEST, Node, events, request, running, until
+from veilrun.node.server import ServerLimits
+from veilrun.wire.generate import decode_response
+from veilrun.wire.manifest import decode_card
 
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
     async with running() as node:
         yield node
-
-
-async def until(condition: Any, timeout_s: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def events(answer: aiohttp.ClientResponse) -> list[str]:
-    return [e.removeprefix("data: ") for e in (await answer.text()).split("\n\n") if e]
 
 
 # --- answers ------------------------------------------------------------------------------
@@ -305,166 +201,6 @@ async def test_with_the_key_everything_answers() -> None:
         headers = {"Authorization": "Bearer right"}
         async with node.session.post(GENERATE, json=request(), headers=headers) as answer:
             assert answer.status == 200
-
-
-# --- leaving, aborting, ending ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_stops_its_generation(node: Node, stream: bool) -> None:
-    task = asyncio.create_task(node.generate(stream=stream, sampling_params={"max_tokens": 60}))
-    await until(lambda: node.engine.n_active == 1)
-    node.engine.step(2)
-    await asyncio.sleep(0.02)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await until(lambda: node.engine.n_active == 0)
-    assert await node.metric('requests_total{outcome="disconnected"}') == 1
-    assert await node.metric("answers_running") == 0
-
-
-async def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
-    async with running(ServerLimits(max_running=1, max_queued=1)) as node:
-        first = asyncio.create_task(node.generate())
-        await until(lambda: node.engine.n_active == 1)
-        second = asyncio.create_task(node.generate())
-        await until(lambda: node.server._running.n_waiting == 1)
-        second.cancel()
-        await until(lambda: node.server._running.n_waiting == 0)
-        node.engine.run_freely()
-        assert (await first)[0] == 200
-
-
-async def test_abort_by_the_prefixed_id_ends_a_stream(node: Node) -> None:
-    body = request(
-        stream=True, request_id="r", stream_options={"include_usage": True},
-        sampling_params={"max_tokens": 60, "n": 2},
-    )  # fmt: skip
-    posting = asyncio.create_task(node.session.post(GENERATE, json=body))
-    node.engine.step(2)
-    answer = await posting
-    await answer.content.readuntil(b"\n\n")
-    async with node.session.post(ABORT, json={"request_ids": ["r"]}) as unprefixed:
-        assert unprefixed.status == 200
-    await asyncio.sleep(0.02)
-    assert node.engine.n_active == 1
-    ids = {"request_ids": ["nobody's", "generate-tokens-r"]}
-    async with node.session.post(ABORT, json=ids) as aborting:
-        assert (aborting.status, await aborting.read()) == (200, b"")
-    *chunks, done = await events(answer)
-    assert done == "[DONE]"
-    *_, a, b, usage = [json.loads(one) for one in chunks]
-    ends = [(one["choices"][0]["index"], one["choices"][0]["finish_reason"]) for one in (a, b)]
-    assert ends == [(0, "abort"), (1, "abort")]
-    assert usage["usage"]["completion_tokens"] == 4
-    assert node.engine.n_active == 0
-    assert await node.metric('requests_total{outcome="aborted"}') == 1
-
-
-async def test_abort_ends_a_whole_answer_with_what_there_is(node: Node) -> None:
-    task = asyncio.create_task(
-        node.generate(request_id="r", sampling_params={"max_tokens": 60, "logprobs": 1})
-    )
-    node.engine.step(2)
-    await until(lambda: node.engine._steps.locked() and node.engine.n_active == 1)
-    await asyncio.sleep(0.02)
-    await node.session.post(ABORT, json={"request_ids": ["generate-tokens-r"]})
-    status, body, _ = await task
-    assert status == 200
-    (choice,) = decode_response(json.dumps(body).encode()).choices
-    assert (choice.token_ids, choice.finish_reason) == ((10, 11), "abort")
-    assert len(choice.logprobs or ()) == 2
-
-
-async def test_abort_of_a_request_that_waits(node: Node) -> None:
-    async with running(ServerLimits(max_running=1)) as node:
-        first = asyncio.create_task(node.generate())
-        await until(lambda: node.engine.n_active == 1)
-        second = asyncio.create_task(node.generate(request_id="r"))
-        await until(lambda: node.server._running.n_waiting == 1)
-        await node.session.post(ABORT, json={"request_ids": ["generate-tokens-r"]})
-        _, body, _ = await second
-        assert body["choices"][0]["finish_reason"] == "abort"
-        node.engine.run_freely()
-        assert (await first)[1]["choices"][0]["finish_reason"] == "length"
-
-
-async def test_abort_with_a_bad_body_is_400(node: Node) -> None:
-    for bad in ({}, {"request_ids": "r"}, {"request_ids": [1]}, {"request_ids": [], "x": 1}):
-        async with node.session.post(ABORT, json=bad) as answer:
-            assert answer.status == 400
-
-
-async def test_draining_refuses_new_requests_and_waits_for_the_old(node: Node) -> None:
-    old = asyncio.create_task(node.generate())
-    await until(lambda: node.engine.n_active == 1)
-    draining = asyncio.create_task(node.server.drain(5))
-    await asyncio.sleep(0.02)
-    status, _, headers = await node.generate()
-    assert status == 503
-    assert "Retry-After" in headers
-    async with node.session.get("/health") as answer:
-        assert answer.status == 503
-    assert not draining.done()
-    node.engine.run_freely()
-    assert (await old)[0] == 200
-    assert await draining
-
-
-async def test_draining_tells_when_the_time_was_too_short(node: Node) -> None:
-    old = asyncio.create_task(node.generate())
-    await until(lambda: node.engine.n_active == 1)
-    assert not await node.server.drain(0.03)
-    node.engine.run_freely()
-    assert (await old)[0] == 200
-
-
-# --- an engine in trouble -----------------------------------------------------------------
-
-
-async def test_an_engine_that_is_not_ready_is_503(node: Node) -> None:
-    node.engine.ready = False
-    status, body, headers = await node.generate()
-    assert (status, body["error"]["type"]) == (503, "server_error")
-    assert int(headers["Retry-After"]) >= 1
-    async with node.session.get("/health") as answer:
-        assert answer.status == 503
-    assert await node.metric("engine_ready") == 0
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "outcome"),
-    [
-        (BusyError("x", 3.0), 503, "unavailable"),
-        (UsageError("x"), 400, "invalid"),
-        (TransportError("x"), 502, "failed"),
-        (RuntimeError("secret 123"), 500, "failed"),
-    ],
-)
-async def test_errors_of_the_engine_before_the_first_token(
-    node: Node, error: Exception, status: int, outcome: str
-) -> None:
-    node.engine.error = error
-    node.engine.run_freely()
-    for stream in (False, True):
-        got, body, _ = await node.generate(stream=stream)
-        assert got == status
-        assert "secret" not in json.dumps(body)
-    assert await node.metric(f'requests_total{{outcome="{outcome}"}}') == 2
-
-
-async def test_errors_of_the_engine_in_mid_stream_are_events(node: Node) -> None:
-    posting = asyncio.create_task(node.session.post(GENERATE, json=request(stream=True)))
-    node.engine.step()
-    answer = await posting
-    await answer.content.readuntil(b"\n\n")
-    node.engine.error = RuntimeError("secret 123")
-    node.engine.step()
-    error, done = await events(answer)
-    assert done == "[DONE]"
-    assert json.loads(error)["error"]["code"] == "engine_failed"
-    assert "secret" not in error
-    assert await node.metric('requests_total{outcome="failed"}') == 1
 
 
 # --- what a node tells --------------------------------------------------------------------

@@ -24,6 +24,7 @@ from unit.node.subjects import (
     write_tiny_llama,
 )
 from veilrun.errors import BusyError, CheckpointError, UsageError
+from veilrun.node.capacity import Capacity
 from veilrun.node.transformers_engine import TransformersEngine, TransformersSettings
 from veilrun.wire.generate import GenerateRequest, SamplingParams
 
@@ -236,6 +237,45 @@ async def test_more_answers_than_the_cache_holds_wait_their_turn(folder: Path, p
             assert list(answer[0].token_ids) == plain_greedy(plain, prompt, 40)
 
 
+@pytest.mark.parametrize("reserved", [True, False])
+async def test_one_that_leaves_a_full_cache_takes_nobody_along(
+    folder: Path, plain: Any, reserved: bool
+) -> None:
+    """Without reservations one answer is evicted; the stock engine alone never resumes it."""
+    async with started(folder, max_running=2, max_model_len=112, cache_bytes=420_000) as engine:
+        assert engine._plan.n_pages == 4  # as many as one full answer takes
+        evictions = count_evictions(engine)
+        if not reserved:
+            engine._room = Capacity(1000)
+        request = GenerateRequest((5,), replace(GREEDY, max_tokens=100), stream=True)
+        stays = asyncio.create_task(collect(engine, request))
+        await until(lambda: engine.n_active == 1)
+        async with aclosing(engine.generate(request)) as leaves:
+            n_read = 0
+            async for piece in leaves:
+                n_read += len(piece.token_ids)
+                if n_read > 80:
+                    break
+        async with asyncio.timeout(10):
+            answer = (await stays)[0]
+        assert list(answer.token_ids) == plain_greedy(plain, (5,), 100)
+        assert bool(evictions) is not reserved
+
+
+def count_evictions(engine: TransformersEngine) -> list[None]:
+    """A list that grows with every eviction."""
+    assert engine._batch is not None
+    stock = engine._batch._manager.batch_processor.offloading_manager
+    evict, evictions = stock.offload_requests, []
+
+    def counted() -> bool:
+        evictions.append(None)
+        return bool(evict())
+
+    stock.offload_requests = counted
+    return evictions
+
+
 async def test_broken_engine_aborts_what_runs_and_comes_back(folder: Path, plain: Any) -> None:
     """An id outside the vocabulary, past `admit`, is how a run is broken."""
     async with started(folder) as engine:
@@ -282,15 +322,17 @@ async def test_missing_weight_is_an_error_and_not_random_numbers(
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks 1 weights.*up_proj"):
-        await TransformersEngine(damaged).start()
+        async with started(damaged):
+            pass
 
 
 async def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     pickled = write_tiny_llama(tmp_path / "pickled")
+    torch.save(plain_model(pickled).state_dict(), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(CheckpointError):
-        await TransformersEngine(pickled).start()
+        async with started(pickled):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def byte_level() -> Vocabulary:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
+        vocab_size=262,
         special_tokens=["<|end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -110,6 +110,14 @@ def test_a_continuation_adds_exactly_to_its_prompt(kind, data):
     if whole.startswith(before):  # otherwise the new ids complete or damage its last character
         text = in_groups(Detokeniser(vocabulary, prompt), new, [1] * len(new))
         assert before + text == whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_may_end_in_a_long_run_of_bytes(kind):
+    vocabulary = KINDS[kind]()
+    prompt, new = vocabulary.backend.encode("🦄🦄").ids, vocabulary.backend.encode("🦄a").ids
+    text = in_groups(Detokeniser(vocabulary, prompt), new, [1] * len(new))
+    assert all_at_once(vocabulary, prompt) + text == all_at_once(vocabulary, prompt + new)
 
 
 def test_a_prompt_of_ids_may_end_inside_a_character():

@@ -129,7 +129,7 @@ oddities = st.sampled_from(
 ).map(deepcopy)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damage_to_valid_answers_is_a_peer_error_or_nothing(data):
     """Random bytes never get past the JSON reader, so valid answers are damaged instead."""

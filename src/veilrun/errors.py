@@ -11,7 +11,11 @@ VeilrunError
 │  ├─ DecodeError        its bytes do not parse
 │  └─ VerificationError  its answer, proof, receipt or evidence does not verify
 └─ TransportError        the network failed; retrying may help
-   └─ BusyError          the other machine's queue is full; retry later
+   ├─ BusyError          the other machine's queue is full; retry later
+   └─ StallError         the other machine was reached but kept silent for too long
+
+A part that needs a finer leaf defines it beside its code, under one of these
+(`serve.openai_errors.RequestFault`, under `UsageError`).
 
 Invariant: bytes from a peer can only cause a `PeerError` or a `TransportError`.
 Messages hold the measured and the expected value, never a secret.
@@ -78,6 +82,10 @@ class TransportError(VeilrunError):
     """The network failed; retrying may help."""
 
     exit_code = 5
+
+
+class StallError(TransportError):
+    """The other machine was reached but kept silent for too long."""
 
 
 class BusyError(TransportError):

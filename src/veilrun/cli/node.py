@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
-import logging
 import socket
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from veilrun.cli.options import JsonOption, guarantee, stdout
+from veilrun.cli.options import (
+    GraceOption,
+    HostOption,
+    JsonOption,
+    PortOption,
+    guarantee,
+    log_to_stderr,
+    read_api_key,
+    stdout,
+)
 from veilrun.errors import RefusedError, UsageError
 from veilrun.transport import tls
 from veilrun.types import EE
@@ -33,8 +40,6 @@ class EngineName(StrEnum):
 
 
 Out = Annotated[Path, typer.Argument(help="Folder that `veilrun encrypt` wrote.", metavar="OUT")]
-Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 EngineChoice = Annotated[EngineName, typer.Option("--engine", help="What runs the model.")]
 Name = Annotated[
     str | None, typer.Option(help="Model name in answers; default: the folder's name.")
@@ -72,9 +77,6 @@ TlsNames = Annotated[
 ApiKeyFile = Annotated[
     Path | None, typer.Option(help="File whose content clients must send as a bearer key.")
 ]
-GraceS = Annotated[
-    float, typer.Option("--grace", min=0, help="Seconds that requests may go on after SIGTERM.")
-]
 PlainHttp = Annotated[
     bool,
     typer.Option(
@@ -96,8 +98,8 @@ class _Announcement:
 
 def node(
     out: Out,
-    host: Host = "127.0.0.1",
-    port: Port = 8443,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8443,
     engine: EngineChoice = EngineName.transformers,
     name: Name = None,
     max_running: MaxRunning = 16,
@@ -110,7 +112,7 @@ def node(
     identity: IdentityFolder = None,
     tls_name: TlsNames = None,
     api_key_file: ApiKeyFile = None,
-    grace: GraceS = 30.0,
+    grace: GraceOption = 30.0,
     insecure_plain_http: PlainHttp = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -121,12 +123,12 @@ def node(
 
     manifest = open_folder(out)
     own = None if insecure_plain_http else _identity(identity, out, tls_name or [])
-    if own is None and not _is_loopback(host):
+    if own is None and not tls.is_loopback(host):
         raise RefusedError(
             f"plain HTTP on {host} would show every id to the network; leave out "
             "--insecure-plain-http-for-loopback-only, or listen on 127.0.0.1"
         )
-    _log_to_stderr()
+    log_to_stderr()
     built = _engine(
         engine,
         out,
@@ -139,7 +141,11 @@ def node(
     )
     model = name or out.resolve().name
     listener = Listener(
-        host, port, tls.server_context(own) if own else None, _api_key(api_key_file), grace_s=grace
+        host,
+        port,
+        tls.server_context(own) if own else None,
+        read_api_key(api_key_file) if api_key_file else None,
+        grace_s=grace,
     )
 
     def on_ready(actual_port: int) -> None:
@@ -195,27 +201,6 @@ def _identity(folder: Path | None, out: Path, hosts: list[str]) -> tls.Identity:
     return tls.ensure_identity(folder, hosts)
 
 
-def _api_key(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        key = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the API key in {path}: {error}") from error
-    if not key:
-        raise UsageError(f"{path} is empty; an empty API key would let nobody in")
-    return key
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _url(host: str, port: int, scheme: str) -> str:
     """How to reach the node; a wildcard address is no address, so the machine's name stands in."""
     if host in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
@@ -249,11 +234,3 @@ def _announce(announcement: _Announcement, *, as_json: bool) -> None:
         f"on the machine with the key: veilrun proxy --key KEY --node {escape(url)}{pinned}",
         soft_wrap=True,
     )
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("veilrun")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from veilrun.config import PASSPHRASE_VARIABLE, passphrase_from_environment
-from veilrun.errors import KeyFileError
+from veilrun.errors import KeyFileError, UsageError
 from veilrun.types import Mode
 
 KeyOption = Annotated[Path, typer.Option("--key", help="Your key file.")]
@@ -22,6 +23,11 @@ PassphraseFileOption = Annotated[
         help=f"Read the key's passphrase from this file instead of asking ({PASSPHRASE_VARIABLE} "
         "works too).",
     ),
+]
+HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
+GraceOption = Annotated[
+    float, typer.Option("--grace", min=0, help="Seconds that answers may go on after SIGTERM.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
 
@@ -42,6 +48,26 @@ def read_passphrase(passphrase_file: Path | None, *, confirm: bool = False) -> s
     if not sys.stdin.isatty():
         raise KeyFileError(f"no passphrase: give --passphrase-file or set {PASSPHRASE_VARIABLE}")
     return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm))
+
+
+def read_api_key(path: Path) -> str:
+    """The API key in a file: one line of printable characters."""
+    try:
+        key = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the API key in {path}") from error
+    if not key or not key.isprintable():
+        raise UsageError(f"{path} does not hold one line with an API key")
+    return key
+
+
+def log_to_stderr() -> None:
+    """Show veilrun's log lines; they hold counts and states, never text, ids or keys."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("veilrun")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
 
 
 def guarantee(mode: Mode) -> Table:

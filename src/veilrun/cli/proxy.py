@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +11,15 @@ import typer
 from rich.markup import escape
 
 from veilrun.cli.options import (
+    GraceOption,
+    HostOption,
     JsonOption,
     KeyOption,
     PassphraseFileOption,
+    PortOption,
     guarantee,
+    log_to_stderr,
+    read_api_key,
     read_passphrase,
     stdout,
 )
@@ -31,8 +35,6 @@ NodeOption = Annotated[str, typer.Option("--node", help="The node's URL, https:/
 PinOption = Annotated[
     str | None, typer.Option(help="The node's certificate, as the node printed it: sha256:…")
 ]
-HostOption = Annotated[str, typer.Option(help="Address to listen on.")]
-PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 ApiKeyFileOption = Annotated[
     Path | None,
     typer.Option(
@@ -42,9 +44,6 @@ ApiKeyFileOption = Annotated[
 ]
 NodeApiKeyFileOption = Annotated[
     Path | None, typer.Option(help="File with the key that the node asks of its clients.")
-]
-GraceOption = Annotated[
-    float, typer.Option("--grace", min=0, help="Seconds that answers may go on after SIGTERM.")
 ]
 PlainHttpOption = Annotated[
     bool,
@@ -73,15 +72,15 @@ def proxy(
     from veilrun.keys import load_key
     from veilrun.serve.service import Listener, run_proxy, verify_listener
 
-    node_key = None if node_api_key_file is None else _key_in(node_api_key_file)
+    node_key = None if node_api_key_file is None else read_api_key(node_api_key_file)
     address = _address(node, pin, node_key, insecure_plain_http=insecure_plain_http)
-    api_key = api_key_from_environment() if api_key_file is None else _key_in(api_key_file)
+    api_key = api_key_from_environment() if api_key_file is None else read_api_key(api_key_file)
     if api_key == "":
         raise UsageError(f"{API_KEY_VARIABLE} is empty; an empty API key would let nobody in")
     listener = Listener(host, port, api_key, grace)
     verify_listener(listener)  # before the passphrase is asked for
     key = load_key(key_file, read_passphrase(passphrase_file))
-    _log_to_stderr()
+    log_to_stderr()
 
     def announce(ready: Ready) -> None:
         _announce(ready, with_api_key=api_key is not None, as_json=as_json)
@@ -108,17 +107,6 @@ def _address(
     if pin is None:
         raise UsageError("--pin is missing: the node prints it when it starts, sha256:…")
     return pinned_node(url, pin, api_key=api_key)
-
-
-def _key_in(path: Path) -> str:
-    """The API key in a file: one line of printable characters."""
-    try:
-        key = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the API key in {path}") from error
-    if not key or not key.isprintable():
-        raise UsageError(f"{path} does not hold one line with an API key")
-    return key
 
 
 def _announce(ready: Ready, *, with_api_key: bool, as_json: bool) -> None:
@@ -149,11 +137,3 @@ def _announce(ready: Ready, *, with_api_key: bool, as_json: bool) -> None:
         highlight=False,
     )
     console.print(f"or: veilrun chat --url {escape(ready.url)}", soft_wrap=True)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("veilrun")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)

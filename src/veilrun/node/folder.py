@@ -14,8 +14,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from veilrun.errors import CheckpointError, DecodeError, RefusedError
-from veilrun.wire.manifest import MANIFEST_FILE, Manifest, decode_manifest
+from veilrun.checkpoint.folder import read_manifest
+from veilrun.errors import CheckpointError, RefusedError
+from veilrun.wire.manifest import Manifest
 
 _TOKENIZERS: Final = (
     "*tokenizer*",
@@ -54,16 +55,7 @@ def open_folder(folder: Path) -> Manifest:
             f"a node must not hold these: {', '.join(found)}; serve the folder that "
             "`veilrun encrypt` wrote, and nothing beside it"
         )
-    try:
-        return decode_manifest((folder / MANIFEST_FILE).read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} has no {MANIFEST_FILE}: it is not an encrypted checkpoint"
-        ) from error
-    except DecodeError as error:
-        raise CheckpointError(f"{folder / MANIFEST_FILE}: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+    return read_manifest(folder)
 
 
 def _forbidden(folder: Path) -> Iterator[str]:

@@ -18,8 +18,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from veilrun.errors import UsageError, VeilrunError
-from veilrun.serve.node_address import is_loopback
 from veilrun.serve.openai_errors import ErrorReply, RequestFault, reply_to
+from veilrun.transport.tls import is_loopback
 from veilrun.types import EE, Mode
 
 HEALTH_PATH: Final = "/health"

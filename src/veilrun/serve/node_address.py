@@ -6,12 +6,11 @@ by an option that says so.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from veilrun.errors import RefusedError, UsageError
-from veilrun.transport.tls import parse_pin
+from veilrun.transport.tls import is_loopback, parse_pin
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +40,6 @@ def insecure_plain_http_node_for_loopback_only(
     if not is_loopback(host):
         raise RefusedError(f"plain HTTP is for this machine only; {host} is another: use https")
     return NodeAddress(url.rstrip("/"), None, api_key)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether packets to `host` stay on this machine. Other names than localhost do not count."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_url(url: str, *, scheme: str) -> str:

@@ -20,7 +20,13 @@ from typing import Final
 
 import aiohttp
 
-from veilrun.errors import BusyError, PeerError, TransportError, VerificationError
+from veilrun.errors import (
+    BusyError,
+    PeerError,
+    StallError,
+    TransportError,
+    VerificationError,
+)
 from veilrun.serve.ask import Ask, Delta
 from veilrun.serve.kit import IdCodec
 from veilrun.serve.node_address import NodeAddress
@@ -31,7 +37,6 @@ from veilrun.serve.node_answers import (
     printable,
     reported_error,
 )
-from veilrun.serve.openai_errors import StallError
 from veilrun.wire.generate import (
     GENERATE_PATH,
     MODELS_PATH,

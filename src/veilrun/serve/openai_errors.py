@@ -9,7 +9,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from veilrun.errors import BusyError, PeerError, TransportError, UsageError, VeilrunError
+from veilrun.errors import (
+    BusyError,
+    PeerError,
+    StallError,
+    TransportError,
+    UsageError,
+    VeilrunError,
+)
 
 
 class RequestFault(UsageError):
@@ -22,10 +29,6 @@ class RequestFault(UsageError):
         self.param = param
         self.code = code
         self.status = status
-
-
-class StallError(TransportError):
-    """The node was reached but kept silent for too long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ from aiohttp import web
 
 from veilrun.errors import RefusedError, UsageError
 from veilrun.serve.kit import Kit
-from veilrun.serve.node_address import NodeAddress, is_loopback
+from veilrun.serve.node_address import NodeAddress
 from veilrun.serve.node_client import NodeClient, NodeTimeouts, fetch_card
 from veilrun.serve.proxy import ProxySettings, create_app
 from veilrun.serve.text import load_text_side
+from veilrun.transport.tls import is_loopback
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,16 @@ def client_context(certificate_pem: bytes) -> ssl.SSLContext:
     return context
 
 
+def is_loopback(host: str) -> bool:
+    """Whether packets to `host` stay on this machine. Other names than localhost do not count."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def parse_pin(text: str) -> bytes:
     """The 32 bytes of a pin as `Identity.pin` writes it, for `aiohttp.Fingerprint`.
 

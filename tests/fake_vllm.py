@@ -138,6 +138,8 @@ def main() -> None:
     if behaviour == "broken":
         sys.stdout.write(LAST_WORDS)
         sys.exit(3)
+    sys.stdout.write("(APIServer) ERROR ValueError: an old one\n")
+    sys.stdout.flush()
     app = web.Application()
     app.router.add_get("/v1/models", _models)
     app.router.add_post("/inference/v1/generate", _generate)

@@ -33,8 +33,8 @@ class VllmClient:
     """The requests to one vLLM. `close` ends those that are open."""
 
     def __init__(self, socket: Path, api_key: str) -> None:
-        # One connection per request: vLLM drops idle ones after five seconds, just as the next
-        # request is written to it. On a Unix socket a new one costs nothing.
+        # One connection per request: its end tells vLLM to drop the request. And vLLM drops idle
+        # ones after five seconds, just as the next request is written to it.
         connector = aiohttp.UnixConnector(path=str(socket), limit=0, force_close=True)
         self._session = aiohttp.ClientSession(
             base_url="http://vllm",
@@ -92,8 +92,6 @@ class VllmClient:
                                 yield chunk
                 finally:
                     self._streams.discard(stream)
-                    if not is_done:
-                        stream.close()  # a closed connection tells vLLM to drop the request
         except (aiohttp.ClientError, OSError) as error:
             raise _broken(error) from error
         if not is_done:

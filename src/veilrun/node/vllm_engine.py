@@ -130,7 +130,7 @@ class VllmEngine:
             with contextlib.suppress(TimeoutError):  # let it say why
                 await asyncio.wait_for(process.wait(), _NOTICE_S)
             await self._bring_down()
-            raise _start_failure(process, str(error)) from error
+            raise _start_failure(process, process.log.cause() or str(error)) from error
         except BaseException:
             await self._bring_down()
             raise
@@ -185,8 +185,7 @@ async def _prove(client: VllmClient) -> None:
 
 
 def _start_failure(process: VllmProcess, reason: str) -> UsageError:
-    cause = process.log.cause() or reason
-    return UsageError(f"vLLM did not start: {cause}\nIts last lines:\n{process.log.last()}")
+    return UsageError(f"vLLM did not start: {reason}\nIts last lines:\n{process.log.last()}")
 
 
 def _limits(folder: Path, options: VllmOptions) -> EngineLimits:

@@ -13,7 +13,6 @@ import signal
 import stat
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,17 @@ import pytest_asyncio
 import torch
 import transformers
 
+from asking import answer, answers, pieces
 from veilrun.errors import BusyError, UsageError
 from veilrun.node.vllm_engine import VllmEngine, VllmOptions, vllm_available
 from veilrun.wire.fields import INT64_MAX
-from veilrun.wire.generate import MAX_LOGPROBS, Choice, GenerateRequest, SamplingParams
+from veilrun.wire.generate import MAX_LOGPROBS, GenerateRequest, SamplingParams
 from wide_heads import widen_heads
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(vllm_available() is not None, reason=str(vllm_available())),
-]
+if reason := vllm_available():
+    pytest.skip(reason, allow_module_level=True)
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 PROMPTS = (
     (1,),
@@ -69,32 +68,6 @@ async def engine(folder: Path) -> AsyncIterator[VllmEngine]:
         yield engine
     finally:
         await engine.stop()
-
-
-async def pieces(engine: VllmEngine, ids: tuple[int, ...], params: SamplingParams) -> list[Choice]:
-    async with aclosing(engine.generate(GenerateRequest(ids, params))) as choices:
-        return [one async for one in choices]
-
-
-async def answers(
-    engine: VllmEngine, ids: tuple[int, ...], params: SamplingParams
-) -> dict[int, Choice]:
-    whole: dict[int, Choice] = {}
-    for piece in await pieces(engine, ids, params):
-        before = whole.get(piece.index, Choice(piece.index, ()))
-        assert before.finish_reason is None
-        logprobs = None
-        if piece.logprobs is not None:
-            logprobs = (before.logprobs or ()) + piece.logprobs
-        token_ids = before.token_ids + piece.token_ids
-        whole[piece.index] = replace(piece, token_ids=token_ids, logprobs=logprobs)
-    assert all(one.finish_reason is not None for one in whole.values())
-    return whole
-
-
-async def answer(engine: VllmEngine, ids: tuple[int, ...], params: SamplingParams) -> Choice:
-    (only,) = (await answers(engine, ids, params)).values()
-    return only
 
 
 def reference(model: Any, ids: tuple[int, ...], n_new: int) -> tuple[int, ...]:

@@ -38,25 +38,30 @@ def write_file(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an exception.
+
+    replace: an existing folder gives way then, and only then.
 
     Raises:
         UsageError: `path` exists already; nothing of it is touched.
         StorageError: the disk is full, or the parent cannot be written; nothing is left behind.
     """
-    if path.exists() or path.is_symlink():
+    if not replace and (path.exists() or path.is_symlink()):
         raise UsageError(f"{path} exists already; choose another name or remove it first")
-    temporary = _temporary_name(path)
+    temporary, old = _temporary_name(path), _temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
+        if replace and path.exists():
+            path.rename(old)
         temporary.rename(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _temporary_name(path: Path) -> Path:

@@ -46,6 +46,12 @@ def test_public_names_are_sorted_and_real():
         _ = veilrun.nothing
 
 
+def test_no_document_has_a_hole():
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        text = path.read_text()
+        assert not [word for word in ("TODO", "TBD", "MEASURED-", "XXX") if word in text], path
+
+
 def test_every_error_is_in_the_tree_and_drawn_in_it():
     classes = [one for one in vars(errors).values() if isinstance(one, type)]
     assert all(issubclass(one, errors.VeilrunError) for one in classes)

@@ -77,7 +77,10 @@ class SafetensorsFile:
         view = memoryview(buffer)
         position = self._data_start + self.infos[name].begin + start
         while view:
-            n_read = os.preadv(self._file.fileno(), [view], position)
+            try:
+                n_read = os.preadv(self._file.fileno(), [view], position)
+            except OSError as error:
+                raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from error
             if n_read == 0:
                 raise CheckpointError(f"{self.path} became shorter while it was read")
             view, position = view[n_read:], position + n_read
@@ -174,8 +177,8 @@ def _info(name: str, entry: Any) -> TensorInfo:
     info = TensorInfo(
         name=name,
         dtype=tensor.take("dtype", fields.one_of(*DTYPE_BYTES)),
-        shape=tensor.take("shape", fields.token_ids),
-        begin=(offsets := tensor.take("data_offsets", fields.token_ids) or (0,))[0],
+        shape=tensor.take("shape", fields.natural_numbers),
+        begin=(offsets := tensor.take("data_offsets", fields.natural_numbers) or (0,))[0],
     )
     if len(offsets) != 2 or offsets[1] - offsets[0] != info.n_bytes:
         raise DecodeError(f"{name}: offsets and shape disagree")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress
 
 from veilrun.cli.options import (
@@ -35,8 +37,9 @@ def encrypt(
     out: Annotated[Path, typer.Argument(help="The folder to make; this is what the node gets.")],
     key_file: KeyOption,
     strength: Annotated[
-        StrengthName, typer.Option(help="How the residual stream is hidden.")
-    ] = StrengthName.structured,
+        StrengthName | None,
+        typer.Option(help="How the residual stream is hidden; structured where possible."),
+    ] = None,
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,7 +60,7 @@ def encrypt(
             out,
             key,
             kits=kits_folder(key_file),
-            strength=strength.value,
+            strength=strength.value if strength else None,
             on_bytes=lambda phase, done, total: progress.update(
                 bars[phase], completed=done, total=total
             ),
@@ -72,8 +75,10 @@ def encrypt(
     console = stdout()
     console.print(
         f"[green]encrypted[/] {made.n_tensors} tensors ({made.n_bytes / 1e6:,.1f} MB, family "
-        f"{made.family}, residual key {made.strength}) into [bold]{made.folder}[/]"
+        f"{made.family}, residual key {made.strength}) into [bold]{escape(str(made.folder))}[/]\n"
+        f"client kit, keep it with your key: {escape(str(made.client))}",
+        soft_wrap=True,
     )
-    console.print(f"client kit, keep it with your key: {made.client}")
     console.print(guarantee(EE))
-    console.print(f"next: veilrun check {model} {out} --key {key_file}")
+    command = ["veilrun", "check", model, str(out), "--key", str(key_file)]
+    console.print(f"next: {escape(shlex.join(command))}", soft_wrap=True)

@@ -77,13 +77,16 @@ def measure(
     dtype: DtypeName,
     on_window: Callable[[], None] = lambda: None,
 ) -> Agreement:
-    """Compare the two checkpoints on windows of plain ids."""
+    """Compare the two checkpoints on windows of plain ids; one model is in memory at a time."""
     order = torch.tensor(codec.encode(range(codec.vocab_size)))
-    plain_model, encrypted_model = _load(plain, dtype), _load(encrypted, dtype)
+    model = _load(plain, dtype)
+    plain_logits = [_logits(model, ids) for ids in id_windows]
+    del model
+    model = _load(encrypted, dtype)
     same, n_positions, kl_sum, kl_max, difference, largest = 0, 0, 0.0, 0.0, 0.0, 0.0
-    for ids in id_windows:
-        expected = _logits(plain_model, ids)
-        actual = _logits(encrypted_model, codec.encode(ids))[:, order]
+    for ids, plain_logit in zip(id_windows, plain_logits, strict=True):
+        expected = plain_logit.double()
+        actual = _logits(model, codec.encode(ids))[:, order].double()
         kl = _divergence(expected, actual)
         n_positions += len(ids)
         same += int((expected.argmax(-1) == actual.argmax(-1)).sum())
@@ -108,10 +111,10 @@ def _load(folder: Path, dtype: DtypeName) -> Any:
 
 
 def _logits(model: Any, ids: Sequence[int]) -> Tensor:
-    """[positions, vocabulary] float64."""
+    """[positions, vocabulary] float32."""
     with torch.inference_mode():
         logits: Tensor = model(torch.tensor([list(ids)])).logits[0]
-    return logits.double()
+    return logits.float()
 
 
 def _divergence(expected: Tensor, actual: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def _pattern(row: Row) -> str:
 
 
 def _check_complete(census: Census, shape: Shape, *, tied: bool) -> None:
-    missing = []
+    missing = _missing_experts(census, shape)
     for row in census.family.rows:
         may_lack = isinstance(row, Linear) and (row.optional or (tied and row is census.head))
         if isinstance(row, Buffer) or may_lack:
@@ -135,6 +135,20 @@ def _check_complete(census: Census, shape: Shape, *, tied: bool) -> None:
     if missing:
         more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         raise CheckpointError(f"the checkpoint lacks {', '.join(missing[:8])}{more}")
+
+
+def _missing_experts(census: Census, shape: Shape) -> list[str]:
+    """A layer with a router needs every expert."""
+    routers = {row.name for row in census.family.rows if getattr(row, "out", None) == "experts"}
+    layers = [one.layer for one in census.found.values() if one.row.name in routers]
+    wanted = [
+        row.name.format(layer=layer, expert=expert)
+        for row in census.family.rows
+        if "{expert}" in row.name
+        for layer in layers
+        for expert in range(shape.n_experts)
+    ]
+    return [f"{name}.weight" for name in wanted if name not in census.modules]
 
 
 def _check_shapes(checkpoint: Checkpoint, census: Census, shape: Shape) -> None:

@@ -88,17 +88,18 @@ def facts_of(
     checkpoint: Checkpoint, name: str, digest: str, family: str, config: Any
 ) -> ClientFacts:
     """The facts of a plain checkpoint; `config` is its transformers configuration object."""
-    eos: list[int] = []
+    eos: list[Any] = []
     for source in (checkpoint.generation_config or {}, checkpoint.config):
         value = source.get("eos_token_id")
-        eos += value if isinstance(value, list) else [] if value is None else [value]
+        eos += value if isinstance(value, list) else [value]
     return ClientFacts(
         name=name,
         digest=digest,
         family=family,
         vocab_size=config.vocab_size,
         max_model_len=config.max_position_embeddings,
-        eos_token_ids=tuple(dict.fromkeys(eos)),
+        # null and -1 both say "none"
+        eos_token_ids=tuple(dict.fromkeys(one for one in eos if one is not None and one >= 0)),
     )
 
 
@@ -109,6 +110,22 @@ def write_kit(folder: Path, checkpoint: Checkpoint, facts: ClientFacts) -> None:
             shutil.copyfile(checkpoint.folder / name, folder / name)
     body: Mapping[str, Any] = {"format": _FORMAT, "version": _VERSION, **asdict(facts)}
     (folder / CLIENT_FILE).write_text(json.dumps(body, indent=2) + "\n")
+
+
+def list_kits(key_file: Path) -> list[tuple[str, str]]:
+    """(fingerprint, name) of every checkpoint made with a key, by name; no passphrase needed.
+
+    Raises:
+        KeyFileError: a kit is damaged.
+    """
+    found = []
+    # What is being written begins with a dot.
+    for facts_file in kits_folder(key_file).glob(f"[!.]*/{CLIENT_FILE}"):
+        try:
+            found.append((facts_file.parent.name, _decode(read_json(facts_file)).name))
+        except DecodeError as error:
+            raise KeyFileError(f"{facts_file} is damaged: {error}") from error
+    return sorted(found, key=lambda kit: (kit[1], kit[0]))
 
 
 def find_client_kit(key_file: Path, key: MasterKey, fingerprint: str) -> ClientKit:
@@ -155,7 +172,7 @@ def _decode(body: Mapping[str, Any]) -> ClientFacts:
         family=kit.take("family", fields.short_text),
         vocab_size=kit.take("vocab_size", fields.within(1, 2**31)),
         max_model_len=kit.take("max_model_len", fields.within(1, 2**31)),
-        eos_token_ids=kit.take("eos_token_ids", fields.token_ids),
+        eos_token_ids=kit.take("eos_token_ids", fields.natural_numbers),
     )
     kit.finish()
     return facts

@@ -1,10 +1,12 @@
 """A plain checkpoint and a key become an encrypted checkpoint of the same architecture.
 
 The result loads on a stock engine with plain `AutoModelForCausalLM.from_pretrained`, without
-remote code; no tokenizer is in it. Memory: the largest tensor a few times over, never the
-model. Deterministic: the same key, model and strength give the same bytes.
+remote code; no tokenizer is in it. Memory: a few times the largest tensors, one per core, never
+the model. Deterministic: the same key, model and strength give the same bytes on the same
+machine and software (the permutation of ids on all of them; rotations go through the machine's
+linear algebra).
 
-Steps: 1 open and refuse; 2 read once for the digest; 3 plan; 4 stream; 5 config, manifest,
+Steps: 1 open, plan and refuse; 2 read once for the digest; 3 stream; 4 config, manifest,
 client kit. Both folders appear whole or not at all.
 """
 
@@ -15,7 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from veilrun import atomic
 from veilrun.checkpoint import merkle
@@ -25,26 +27,24 @@ from veilrun.checkpoint.folder import (
     INDEX_FILE,
     Checkpoint,
     encode_json,
+    read_json,
 )
 from veilrun.checkpoint.format import SafetensorsWriter
 from veilrun.checkpoint.source import resolve
 from veilrun.equivariant.client import facts_of, write_kit
 from veilrun.equivariant.codec import Codec
 from veilrun.equivariant.families import family_of
-from veilrun.equivariant.families.table import Family, HeadNorm, Norm, Shape
+from veilrun.equivariant.families.table import Family, Shape
 from veilrun.equivariant.groups import Strength
-from veilrun.equivariant.ids import encode_ids
 from veilrun.equivariant.parallel import in_parallel
 from veilrun.equivariant.plan import Job, Plan, make_plan
-from veilrun.equivariant.spaces import Residual, Spaces
+from veilrun.equivariant.settings import encrypted_config, encrypted_generation_config
+from veilrun.equivariant.spaces import Spaces
 from veilrun.equivariant.tensors import as_bytes
 from veilrun.equivariant.transform import transform
 from veilrun.errors import CheckpointError, UnsupportedModel
 from veilrun.keys import MasterKey
 from veilrun.wire.manifest import MANIFEST_FILE, Manifest, encode_manifest
-
-_NAMES_THE_BASE: Final = ("_name_or_path", "auto_map", "_commit_hash")
-"""Fields of config.json that would tell a host which public model this was."""
 
 OnBytes = Callable[[str, int, int], None]
 """Progress: phase ("digest" or "encrypt"), bytes done, bytes in all."""
@@ -71,66 +71,76 @@ def encrypt(
     key: MasterKey,
     *,
     kits: Path,
-    strength: Strength = "structured",
+    strength: Strength | None = None,
     on_bytes: OnBytes = lambda phase, done, total: None,
 ) -> Encryption:
     """Encrypt checkpoint `model` (a folder or a hub id) into the new folder `out`.
 
     kits: the folder of client kits, `client.kits_folder(key_file)`; the kit of this
         checkpoint goes to `kits/<fingerprint>`.
-    strength: how the residual stream is hidden; see `groups.Strength`.
+    strength: how the residual stream is hidden, see `groups.Strength`. None: structured, where
+        the architecture allows it.
 
     Raises:
-        UnsupportedModel: architecture, parameters or dtypes without a private form, all named.
+        UnsupportedModel: architecture, parameters or dtypes without a private form, all named;
+            or a `strength` that the architecture does not allow.
         RefusedError: the weights are pickles.
         CheckpointError: files damaged, or contradicting each other.
         UsageError: `out` exists.
         StorageError: the disk is full. In every case nothing is left behind.
     """
-    with Checkpoint(resolve(model)) as plain, ExitStack() as stack:
-        family, shape, config = _read_config(plain)
+    with ExitStack() as stack:
         target = stack.enter_context(atomic.new_folder(out))
+        plain = stack.enter_context(Checkpoint(resolve(model, before_weights=_check_family)))
+        family, shape, config = _read_config(plain)
+        strength = _allowed(strength, family)
+        tied = bool(getattr(config, "tie_word_embeddings", False))
+        plan = make_plan(plain, family, shape, tied=tied, folds=strength != "permutation")
         count = _Counter(on_bytes, plain.n_bytes)
         digest = merkle.weights_root(plain, lambda n: count.add("digest", n)).hex()
-        spaces = make_spaces(key, digest, family, shape, strength)
-        tied = bool(getattr(config, "tie_word_embeddings", False))
-        plan = make_plan(plain, family, shape, tied=tied, folds=spaces.folds)
         codec = Codec(key, digest, family.name, shape.vocab_size)
-        settings = _settings(plain, plan, codec)
+        files = _settings(plain, config, plan, codec)
+        spaces = Spaces(key, digest, family, shape, strength)
         root = _write_weights(plain, plan, spaces, target, count)
         manifest = Manifest("ee", codec.fingerprint, shape.vocab_size, root.hex())
-        for name, body in settings.items():
+        files[MANIFEST_FILE] = encode_manifest(manifest)
+        for name, body in files.items():
             atomic.write_file(target / name, body)
-        atomic.write_file(target / MANIFEST_FILE, encode_manifest(manifest))
         kit = kits / codec.fingerprint
-        if not kit.exists():  # the same key and model always give the same kit
-            name = str(model) if not Path(model).is_dir() else Path(model).resolve().name
-            facts = facts_of(plain, name, digest, family.name, config)
-            write_kit(stack.enter_context(atomic.new_folder(kit)), plain, facts)
+        facts = facts_of(plain, _public_name(model), digest, family.name, config)
+        write_kit(stack.enter_context(atomic.new_folder(kit, replace=True)), plain, facts)
         return Encryption(
             folder=out,
             client=kit,
             fingerprint=codec.fingerprint,
             weights_root=root.hex(),
             family=family.name,
-            strength=spaces.strength,
+            strength=strength,
             untied=plan.untied,
             n_tensors=sum(map(len, plan.shards.values())),
             n_bytes=plain.n_bytes,
         )
 
 
-def make_spaces(
-    key: MasterKey, digest: str, family: Family, shape: Shape, strength: Strength
-) -> Spaces:
-    """The secret maps of one model; which groups they come from follows from the table."""
-    norms = [row for row in family.rows if isinstance(row, Norm)]
-    residual = Residual(
-        layer_norm=any(norm.kind == "layer" for norm in norms),
-        carried=family.carries,
+def _allowed(wanted: Strength | None, family: Family) -> Strength:
+    if not family.carries:
+        return wanted or "structured"
+    if wanted in (None, "permutation"):
+        return "permutation"
+    raise UnsupportedModel(
+        f"family {family.name} carries gains on its residual stream, which leaves only "
+        f"permutations to hide it: strength {wanted!r} is not possible"
     )
-    head_norms = any(isinstance(row, HeadNorm) for row in family.rows)
-    return Spaces(key, digest, family.name, shape, residual, strength, head_norms=head_norms)
+
+
+def _public_name(model: str | Path) -> str:
+    """What apps call the model: its hub id, or its folder's name."""
+    return Path(model).resolve().name if Path(model).is_dir() else str(model)
+
+
+def _check_family(folder: Path) -> None:
+    """Refuse an unknown architecture before gigabytes of it are fetched."""
+    family_of(read_json(folder / CONFIG_FILE).get("model_type"))
 
 
 def _read_config(plain: Checkpoint) -> tuple[Family, Shape, Any]:
@@ -148,16 +158,17 @@ def _read_config(plain: Checkpoint) -> tuple[Family, Shape, Any]:
         raise CheckpointError(f"{plain.folder / CONFIG_FILE} cannot be used: {error}") from error
 
 
-def _settings(plain: Checkpoint, plan: Plan, codec: Codec) -> dict[str, bytes]:
+def _settings(plain: Checkpoint, config: Any, plan: Plan, codec: Codec) -> dict[str, bytes]:
     """The encrypted checkpoint's config files, by name."""
-    config = {k: v for k, v in plain.config.items() if k not in _NAMES_THE_BASE}
-    if plan.untied:
-        config["tie_word_embeddings"] = False
-    files = {CONFIG_FILE: encode_json(encode_ids(config, codec.encode_one, codec.vocab_size))}
+    encoded = encrypted_config(
+        plain.config, config, plan.family, codec.encode_one, untie=plan.untied
+    )
+    files = {CONFIG_FILE: encode_json(encoded)}
     if plain.generation_config is not None:
-        generation = {k: v for k, v in plain.generation_config.items() if k not in _NAMES_THE_BASE}
-        encoded = encode_ids(generation, codec.encode_one, codec.vocab_size)
-        files[GENERATION_CONFIG_FILE] = encode_json(encoded)
+        generation = encrypted_generation_config(
+            plain.generation_config, codec.encode_one, codec.vocab_size
+        )
+        files[GENERATION_CONFIG_FILE] = encode_json(generation)
     return files
 
 

@@ -11,7 +11,9 @@
 | the same behind a query/key norm        | `quarter_turns`                                   |
 | value to output of a head               | `invertible_head`                                 |
 
-All scales are powers of two: they round nothing, in any float type.
+All scales are powers of two: multiplying by them rounds nothing (gains stored as 1 + g aside).
+Those on activations never exceed one, so half precision does not overflow where the plain
+model did not.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ def signed_permutation(stream: SecretStream, n: int) -> Map:
 
 
 def power_of_two(stream: SecretStream, n: int) -> Array:
-    """[n]: +-1/2, +-1 or +-2, equally likely."""
-    return stream.signs(n) * 2.0 ** (stream.below(3, n) - 1)
+    """[n]: +-1/4, +-1/2 or +-1, equally likely."""
+    return stream.signs(n) * 2.0 ** -stream.below(3, n)
 
 
 def orthogonal(stream: SecretStream, n: int, strength: Strength) -> Map:

@@ -54,7 +54,7 @@ class Permute:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Entry i times `factors[i]`, a power of two up to sign: exact in every float type."""
+    """Entry i times `factors[i]`, a power of two up to sign, so that no digit is lost."""
 
     factors: Tensor
 

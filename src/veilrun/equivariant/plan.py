@@ -64,9 +64,10 @@ class Job:
 class Plan:
     """All jobs, by the shard they are written to, in the order they are read.
 
-    untied: the head had the embedding's tensor and now gets its own.
+    untied: the configuration calls the head tied, and the result's head has its own tensor.
     """
 
+    family: Family
     shards: dict[str, list[Job]]
     untied: bool
 
@@ -76,13 +77,17 @@ def make_plan(
 ) -> Plan:
     """Plan the encryption of `checkpoint`.
 
-    tied: the head shares the embedding's tensor. folds: gains fold into their readers.
+    tied: the configuration says that the head shares the embedding's tensor; a checkpoint that
+        stores another one for the head is right, and the configuration is not.
+    folds: gains fold into their readers.
 
     Raises:
         UnsupportedModel: parameters without a private form; all of them are named.
         CheckpointError: parameters are missing, or shapes contradict the configuration.
     """
     census = take_census(checkpoint, family, shape, tied=tied)
+    own_head = tied and _stores_another_head(checkpoint, census)
+    tied = tied and not own_head
     # A norm before a tied head folds into it, unless it scales by one number: that commutes
     # with every key, so the head can go on sharing the embedding's tensor.
     unfolded = _single_gain(checkpoint, census) if tied and folds else None
@@ -96,7 +101,25 @@ def make_plan(
         embedding = census.modules[family.embedding]["weight"]
         job = planner.job(embedding, Found(census.head, "weight", None, None))
         shards[checkpoint.shard_name(embedding)].append(job)
-    return Plan({name: jobs for name, jobs in shards.items() if jobs}, untied)
+    used = {name: jobs for name, jobs in shards.items() if jobs}
+    return Plan(family, used, untied or own_head)
+
+
+def _stores_another_head(checkpoint: Checkpoint, census: Census) -> bool:
+    """Engines tie two stored tensors only if they are equal; so do we."""
+    head = census.modules.get(census.family.head, {}).get("weight")
+    if head is None:
+        return False
+    embedding = census.modules[census.family.embedding]["weight"]
+    a, b = checkpoint[head], checkpoint[embedding]
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return True
+    step = 1 << 22
+    return any(
+        checkpoint.read_range(head, start, min(start + step, a.n_bytes))
+        != checkpoint.read_range(embedding, start, min(start + step, a.n_bytes))
+        for start in range(0, a.n_bytes, step)
+    )
 
 
 def _single_gain(checkpoint: Checkpoint, census: Census) -> tuple[str, float] | None:

@@ -16,7 +16,7 @@ import torch
 
 from veilrun.equivariant import groups
 from veilrun.equivariant.codec import SCHEME, vocabulary_order
-from veilrun.equivariant.families.table import Axis, AxisName, PerHead, Shape
+from veilrun.equivariant.families.table import Axis, AxisName, Family, PerHead, Shape
 from veilrun.equivariant.groups import Array, Strength
 from veilrun.equivariant.maps import (
     Chain,
@@ -35,18 +35,6 @@ GLOBAL: Final = "-"
 """The layer word of spaces that the whole model shares."""
 
 
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """What the residual stream of a family allows.
-
-    layer_norm: its norms subtract the mean, so the all-ones vector must stay in place.
-    carried: some norm's gain goes on into the stream, so only signed permutations remain.
-    """
-
-    layer_norm: bool
-    carried: bool
-
-
 @dataclass(frozen=True, eq=False)
 class HeadMaps:
     """The four maps of one layer's attention heads, and that of its query norm's gain."""
@@ -62,34 +50,18 @@ class Spaces:
     """The secret maps of one model. `of` gives the map of an axis; safe to share by threads."""
 
     def __init__(
-        self,
-        key: MasterKey,
-        digest: str,
-        family: str,
-        shape: Shape,
-        residual: Residual,
-        strength: Strength,
-        *,
-        head_norms: bool,
+        self, key: MasterKey, digest: str, family: Family, shape: Shape, strength: Strength
     ) -> None:
-        self._key, self._digest, self._family = key, digest, family
-        self._shape, self._head_norms = shape, head_norms
-        # A carried gain leaves no choice; otherwise the caller chose how to hide the stream.
-        self.strength: Strength = "permutation" if residual.carried else strength
-        self._residual = self._draw_residual(residual)
-        self._vocabulary = permute(vocabulary_order(key, digest, family, shape.vocab_size))
+        self._key, self._digest, self._family, self._shape = key, digest, family, shape
+        self._residual = self._draw_residual(strength)
+        self._vocabulary = permute(vocabulary_order(key, digest, family.name, shape.vocab_size))
         # Every layer's maps are asked for by four or five tensors in a row.
         self._heads = functools.lru_cache(maxsize=4)(self._draw_heads)
-
-    @property
-    def folds(self) -> bool:
-        """Whether gains fold into the modules that read them (else they move with the stream)."""
-        return self.strength != "permutation"
 
     def stream(self, layer: int | None, space: str) -> SecretStream:
         """The secret stream of one space."""
         word = GLOBAL if layer is None else str(layer)
-        return self._key.stream(SCHEME, self._digest, self._family, word, space)
+        return self._key.stream(SCHEME, self._digest, self._family.name, word, space)
 
     def of(self, axis: Axis, size: int, layer: int | None, expert: int | None) -> Map:
         """The map of an axis of `size` entries in a module of `layer` and `expert`."""
@@ -139,14 +111,14 @@ class Spaces:
             case "units" | "products":
                 return self._units(size, layer, expert, scaled=axis == "products")
 
-    def _draw_residual(self, residual: Residual) -> Map:
+    def _draw_residual(self, strength: Strength) -> Map:
         stream, n = self.stream(None, "residual"), self._shape.hidden
-        if self.strength == "permutation":
-            draw = groups.permutation if residual.layer_norm else groups.signed_permutation
+        if strength == "permutation":
+            draw = groups.permutation if self._family.centres else groups.signed_permutation
             return draw(stream, n)
-        if residual.layer_norm:
-            return groups.orthogonal_fixing_ones(stream, n, self.strength)
-        return groups.orthogonal(stream, n, self.strength)
+        if self._family.centres:
+            return groups.orthogonal_fixing_ones(stream, n, strength)
+        return groups.orthogonal(stream, n, strength)
 
     def _units(self, size: int, layer: int | None, expert: int | None, *, scaled: bool) -> Map:
         word = "units" if expert is None else f"units of expert {expert}"
@@ -178,7 +150,7 @@ class Spaces:
     def _draw_planes(self, stream: SecretStream) -> tuple[list[Array], list[Array], Map | None]:
         """Each key/value head's query/key matrix and scales, and the gain map of a head norm."""
         shape, n_groups = self._shape, self._shape.n_kv_heads
-        if not self._head_norms:
+        if not self._family.has_head_norms:
             planes = [
                 groups.rotary_head(stream, shape.head_dim, shape.rotary_dim)
                 for _ in range(n_groups)

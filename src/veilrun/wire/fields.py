@@ -87,6 +87,17 @@ def list_of(reader: Reader[T]) -> Reader[list[T]]:
     return read
 
 
+def at_most(limit: int, reader: Reader[T]) -> Reader[T]:
+    """A list or an object of at most `limit` entries that `reader` accepts."""
+
+    def read(value: Any, name: str) -> T:
+        if isinstance(value, list | dict) and len(value) > limit:
+            raise DecodeError(f"{name} has {len(value)} entries, the limit is {limit}", field=name)
+        return reader(value, name)
+
+    return read
+
+
 def boolean(value: Any, name: str) -> bool:
     """true or false; never a number or a word that looks like one."""
     if not isinstance(value, bool):
@@ -112,8 +123,8 @@ def one_of(*words: str) -> Reader[str]:
     return read
 
 
-def token_ids(value: Any, name: str) -> tuple[int, ...]:
-    """A list of ids from 0 to 2**63 - 1; one pass, because prompts are long."""
+def natural_numbers(value: Any, name: str) -> tuple[int, ...]:
+    """A list of whole numbers from 0 to 2**63 - 1; one pass, because prompts are long."""
     if not isinstance(value, list):
         raise DecodeError(f"{name} must be a list", field=name)
     if not all(type(one) is int and 0 <= one <= INT64_MAX for one in value):

@@ -58,7 +58,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_same_key_and_model_give_the_same_bytes(plain: Path, tmp_path: Path, monkeypatch: Any):
     first = content(run(plain, tmp_path / "1").folder)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
     assert content(run(plain, tmp_path / "2").folder) == first
     other = content(run(plain, tmp_path / "3", MasterKey(bytes(32))).folder)
     assert other["model.safetensors"] != first["model.safetensors"]
@@ -100,7 +100,10 @@ def test_loads_where_veilrun_is_not(plain: Path, tmp_path: Path):
 def test_the_folder_for_the_node_names_nothing(plain: Path, tmp_path: Path):
     config = json.loads((plain / "config.json").read_text())
     config |= {"_name_or_path": "secret-base", "auto_map": {"AutoModel": "evil.Model"}}
+    config |= {"task_specific_params": {"x": {"prefix": "secret-base"}}, "made_by": "secret-base"}
     (plain / "config.json").write_text(json.dumps(config))
+    generation = {"stop_strings": ["secret-base"], "forced_decoder_ids": [[1, 61]], "top_k": 7}
+    (plain / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **generation}))
     (plain / "tokenizer.json").write_text("{}")
     made = run(plain, tmp_path)
     names = {path.name for path in made.folder.iterdir()}
@@ -112,12 +115,61 @@ def test_the_folder_for_the_node_names_nothing(plain: Path, tmp_path: Path):
         digest = weights_root(checkpoint).hex()
     for secret in (b"secret-base", b"evil", digest.encode(), bytes(range(32)), plain.name.encode()):
         assert secret not in everything
+    assert json.loads(content(made.folder)["generation_config.json"]).keys() == {
+        "eos_token_id", "top_k"
+    }  # fmt: skip
     assert (made.client / "tokenizer.json").exists()
+
+
+def test_old_spellings_are_kept_and_unknown_needs_are_refused(plain: Path, tmp_path: Path):
+    config = json.loads((plain / "config.json").read_text())
+    del config["rope_parameters"]
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    old = {**config, "rope_theta": 500.0, "rope_scaling": scaling, "torch_dtype": "float32"}
+    (plain / "config.json").write_text(json.dumps(old))
+    made = run(plain, tmp_path)
+    rope = models.load(made.folder).config.rope_parameters
+    assert rope["rope_theta"] == 500.0 and rope["factor"] == 4.0
+
+
+def test_the_kit_follows_a_changed_tokenizer(plain: Path, tmp_path: Path):
+    (plain / "chat_template.jinja").write_text("old")
+    first = run(plain, tmp_path / "1")
+    (plain / "chat_template.jinja").write_text("new")
+    second = compiler.encrypt(plain, tmp_path / "2", KEY, kits=tmp_path / "1" / "kits")
+    assert second.client == first.client
+    assert (second.client / "chat_template.jinja").read_text() == "new"
+    assert len(list((tmp_path / "1" / "kits").iterdir())) == 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_stored_head_beside_a_tied_config(plain: Path, tmp_path: Path, same: bool):
+    """Engines tie two stored tensors only when they are equal."""
+    tensors = load_file(plain / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    tensors["lm_head.weight"] = head if same else head.flip(0)
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    made = run(plain, tmp_path)
+    codec = open_kit(made.client, KEY, made.fingerprint).codec
+    with torch.no_grad():
+        expected = models.load(plain)(torch.arange(24)[None]).logits
+        actual = models.load(made.folder)(torch.tensor([codec.encode(range(24))])).logits
+    assert torch.allclose(actual[..., list(codec.encode(range(models.VOCAB)))], expected, atol=1e-3)
+
+
+def test_a_missing_expert_is_named(tmp_path: Path):
+    moe = models.save_random("mixtral", tmp_path / "moe")
+    tensors = load_file(moe / "model.safetensors")
+    gone = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
+    del tensors[gone]
+    save_file(tensors, moe / "model.safetensors")
+    with pytest.raises(CheckpointError, match=gone.replace(".", r"\.")):
+        run(moe, tmp_path)
 
 
 def test_every_id_in_the_configs_follows(plain: Path, tmp_path: Path):
     generation = json.loads((plain / "generation_config.json").read_text())
-    generation |= {"eos_token_id": [2, 7], "suppress_tokens": [5], "pad_token_id": -1}
+    generation |= {"eos_token_id": [2, 7, -1], "suppress_tokens": [5], "pad_token_id": -1}
     (plain / "generation_config.json").write_text(json.dumps(generation))
     made = run(plain, tmp_path)
     kit = open_kit(made.client, KEY, made.fingerprint)
@@ -125,7 +177,7 @@ def test_every_id_in_the_configs_follows(plain: Path, tmp_path: Path):
     encrypted = json.loads((made.folder / "generation_config.json").read_text())
     assert config["eos_token_id"] == kit.codec.encode_one(2)
     assert config["bos_token_id"] == kit.codec.encode_one(1)
-    assert encrypted["eos_token_id"] == list(kit.codec.encode([2, 7]))
+    assert encrypted["eos_token_id"] == [*kit.codec.encode([2, 7]), -1]
     assert encrypted["suppress_tokens"] == [kit.codec.encode_one(5)]
     assert encrypted["pad_token_id"] == -1
     assert kit.eos_token_ids == (2, 7)

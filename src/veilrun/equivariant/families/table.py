@@ -136,6 +136,16 @@ class Family:
     prefix: str = ""
 
     @property
+    def centres(self) -> bool:
+        """Whether its norms subtract the mean, so that the all-ones vector must stay in place."""
+        return any(isinstance(row, Norm) and row.kind == "layer" for row in self.rows)
+
+    @property
+    def has_head_norms(self) -> bool:
+        """Whether queries and keys are normalised."""
+        return any(isinstance(row, HeadNorm) for row in self.rows)
+
+    @property
     def carries(self) -> bool:
         """Whether some norm's gain goes on into the residual stream."""
         return any(isinstance(row, Norm) and row.carried for row in self.rows)

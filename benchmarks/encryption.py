@@ -19,7 +19,7 @@ from checkpoints import quarter_llama, tiny_llama
 from report import Report, spread
 
 _CHILD = """
-import json, resource, sys, time
+import json, re, resource, sys, time
 from pathlib import Path
 import torch, transformers
 from veilrun.equivariant.compile import encrypt
@@ -32,10 +32,12 @@ def cpu():
 start, used = time.monotonic(), cpu()
 out = Path(sys.argv[2])
 made = encrypt(sys.argv[1], out / "out", MasterKey(bytes(32)), kits=out / "kits")
+# Not ru_maxrss: that one remembers the parent's peak from before exec.
+peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())
 print(json.dumps({
     "wall_s": time.monotonic() - start,
     "cpu_s": cpu() - used,
-    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "peak_bytes": 1024 * int(peak[1]),
     "n_bytes": made.n_bytes,
 }))
 """

@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ from checkpoints import write_llama
 from report import Report, spread
 
 from veilrun import bundled
-from veilrun.checkpoint.folder import TOKENIZER_FILES
+from veilrun.checkpoint.folder import TOKENIZER_FILES, Checkpoint, read_manifest
+from veilrun.checkpoint.merkle import weights_root
 from veilrun.demo import child
 from veilrun.equivariant.client import ClientKit, kits_folder, open_kit
 from veilrun.equivariant.compile import encrypt
 from veilrun.keys import MasterKey, save_key
 from veilrun.transport.tls import parse_pin
 from veilrun.wire.generate import GENERATE_PATH, GenerateRequest, SamplingParams, encode_request
-from veilrun.wire.manifest import MANIFEST_FILE
+from veilrun.wire.manifest import MANIFEST_FILE, encode_manifest
 
 PASSPHRASE = "benchmark"  # noqa: S105 - guards a key that lives as long as the benchmark
 N_PROMPT = 24
@@ -91,12 +92,16 @@ def _subject(name: str, source: Path, work: Path) -> Subject:
     for item in ("config.json", "generation_config.json", "model.safetensors"):
         if (source / item).exists():
             shutil.copy(source / item, plain)
-    shutil.copy(made.folder / MANIFEST_FILE, plain)  # the node asks for one
+    with Checkpoint(plain) as weights:
+        root = weights_root(weights).hex()
+    manifest = replace(read_manifest(made.folder), weights_root=root)
+    (plain / MANIFEST_FILE).write_bytes(encode_manifest(manifest))  # the node asks for one
     return Subject(name, plain, made.folder, key_file, kit)
 
 
 async def _measure(report: Report, subject: Subject, n_pairs: int) -> None:
     passphrase_file = subject.key_file.with_suffix(".passphrase")
+    passphrase_file.touch(mode=0o600)
     passphrase_file.write_text(PASSPHRASE)
     shared = ["--port", "0", "--json", "--max-running", "16"]
     identity = ["--identity", str(subject.key_file.parent / "identity")]

@@ -142,8 +142,7 @@ def save_key(
         UsageError: the file exists (a key is never overwritten), or the passphrase is empty.
         StorageError: the file cannot be written.
     """
-    if path.exists():
-        raise UsageError(f"{path} exists already; a key file is never overwritten")
+    verify_absent(path)
     if not passphrase:
         raise UsageError("the passphrase is empty")
     salt, nonce = os.urandom(16), os.urandom(12)
@@ -158,6 +157,12 @@ def save_key(
     body = json.dumps({**header, "sealed": _b64(sealed)}, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_file(path, body.encode(), mode=0o600)
+
+
+def verify_absent(path: Path) -> None:
+    """Raise UsageError if `path` exists: a key is never overwritten."""
+    if path.exists():
+        raise UsageError(f"{path} exists already; a key file is never overwritten")
 
 
 def load_key(path: Path, passphrase: str) -> MasterKey:

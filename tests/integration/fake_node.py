@@ -121,6 +121,14 @@ class FakeNode:
             case "server error":
                 body = {"error": {"message": "engine \x1b[31mgone"}}
                 return web.json_response(body, status=500)
+            case "refuses":
+                body = {"error": {"message": "top_k is \x1b[31mtoo odd", "param": "top_k"}}
+                return web.json_response(body, status=400)
+            case "dies while refusing":
+                assert http.transport is not None
+                http.transport.write(b"HTTP/1.1 500 No\r\nContent-Length: 99\r\n\r\n")
+                http.transport.close()
+                return web.Response()
             case "starting":
                 return web.Response(status=503)
             case "redirect":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,42 @@ def test_keygen_makes_a_private_file_and_never_overwrites(run: Run, key_file: Pa
     assert done.code == USAGE and "never overwritten" in done.err
 
 
+def test_keygen_does_not_ask_for_a_passphrase_in_vain(run: Run, key_file: Path, monkeypatch):
+    monkeypatch.delenv(config.PASSPHRASE_VARIABLE)
+    done = run("keygen", key_file)  # nobody can be asked here, which would be another error
+    assert done.code == USAGE and "never overwritten" in done.err
+
+
+def test_paths_are_printed_so_that_they_can_be_copied(run: Run, tmp_path: Path):
+    folder = tmp_path / ("long " * 20) / "[bold]"
+    folder.mkdir(parents=True)
+    made = run("keygen", folder / "my.key")
+    assert str(folder / "my.key") in made.out
+    done = run("encrypt", bundled.prompter(), folder / "out", "--key", folder / "my.key")
+    assert done.code == GOOD, done.err
+    assert f"into {folder / 'out'}\n" in done.out
+    (following,) = [line for line in done.out.splitlines() if line.startswith("next: ")]
+    assert shlex.split(following)[-3:] == [str(folder / "out"), "--key", str(folder / "my.key")]
+
+
+def test_secrets_in_files_that_others_can_read_are_refused(run: Run, key_file: Path, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text(PASSPHRASE)
+    kind_of = {"--passphrase-file": REFUSED, "--api-key-file": USAGE, "--node-api-key-file": USAGE}
+    nobody = ["--node", "https://127.0.0.1:9", "--pin", "sha256:" + "0" * 64]
+    for mode in (0o640, 0o604, 0o620):
+        secret.chmod(mode)
+        for option, code in kind_of.items():
+            if option == "--passphrase-file":
+                done = run("keygen", tmp_path / "new.key", option, secret)
+            else:
+                done = run("proxy", "--key", key_file, *nobody, option, secret)
+            assert done.code == code and "run: chmod 600" in " ".join(done.err.split())
+        assert run("chat", "--api-key-file", secret, "Hello").code == USAGE
+    secret.chmod(0o600)
+    assert run("keygen", tmp_path / "new.key", "--passphrase-file", secret).code == GOOD
+
+
 def test_check_measures_and_passes(run: Run, key_file: Path, encrypted: Path):
     done = run("check", bundled.prompter(), encrypted, "--key", key_file, "--json")
     assert done.code == GOOD, done.err
@@ -134,12 +171,14 @@ def test_a_damaged_manifest_is_named(run: Run, key_file: Path, encrypted: Path):
 def test_a_node_refuses_a_tokenizer_and_unsafe_addresses(run: Run, encrypted: Path):
     plain = run("node", encrypted, "--host", "0.0.0.0", "--insecure-plain-http-for-loopback-only")
     assert plain.code == REFUSED
+    strangers = run("node", encrypted, "--host", "0.0.0.0")
+    assert strangers.code == REFUSED and "--api-key-file" in strangers.err
     (encrypted / "tokenizer.json").write_text("{}")
     done = run("node", encrypted)
     assert done.code == REFUSED and "tokenizer.json" in done.err
 
 
-def test_a_proxy_without_a_node_says_so(run: Run, key_file: Path):
+def test_a_proxy_without_a_node_says_so(run: Run, key_file: Path, encrypted: Path):
     pin = "sha256:" + "0" * 64
     nobody = ["--node", "https://127.0.0.1:9", "--pin", pin]
     assert run("proxy", "--key", key_file, *nobody).code == NETWORK

@@ -53,6 +53,7 @@ def subject(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     work = tmp_path_factory.mktemp("end-to-end")
     key, key_file = MasterKey(SECRET), work / "my.key"
     save_key(key, key_file, PASSPHRASE, scrypt_log2_n=12)
+    (work / "passphrase").touch(mode=0o600)
     (work / "passphrase").write_text(PASSPHRASE)
     made = encrypt(stories, work / "encrypted", key, kits=kits_folder(key_file))
     kit = find_client_kit(key_file, key, made.fingerprint)

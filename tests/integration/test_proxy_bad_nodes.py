@@ -8,14 +8,14 @@ import time
 from dataclasses import replace
 
 import pytest
-from openai import APIError, APIStatusError, AsyncOpenAI
+from openai import APIError, APIStatusError, AsyncOpenAI, BadRequestError
 
-from integration.fake_node import FakeNode, running
+from integration.fake_node import FakeNode, running, saying
 from integration.proxied import MODEL, Proxied, TestKit, proxied
 from veilrun.errors import RefusedError, TransportError, UsageError, VerificationError
 from veilrun.serve.ask import Ask, Sampling
 from veilrun.serve.node_address import insecure_plain_http_node_for_loopback_only, pinned_node
-from veilrun.serve.node_client import NodeClient, NodeTimeouts, fetch_card
+from veilrun.serve.node_client import NodeClient, NodeTimeouts
 
 ASK = [{"role": "user", "content": "Tell me a story"}]
 TIMEOUTS = NodeTimeouts(connect_s=2, card_s=2, stall_s=0.8, answer_s=0.8)
@@ -24,6 +24,8 @@ AT_ONCE = {
     "busy": (429, "rate_limit_exceeded"),
     "server error": (502, "peer_error"),
     "starting": (503, "node_unreachable"),
+    "refuses": (400, None),
+    "dies while refusing": (503, "node_unreachable"),
     "redirect": (502, "peer_error"),
     "compressed": (502, "peer_error"),
     "garbage": (502, "peer_error"),
@@ -174,10 +176,29 @@ async def test_a_node_with_another_certificate_hears_nothing(kit, identity_folde
     assert node.n_card_requests == 0 and node.requests == []
 
 
-async def test_the_card_can_be_had_before_the_key_is_known(kit, identity_folder):
-    node = FakeNode(kit.codec.vocab_size, kit.codec.fingerprint)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_refused_request_is_the_applications_fault(served: Proxied, openai, stream):
+    served.node.fault = "refuses"
+    with pytest.raises(BadRequestError) as caught:
+        await chat(openai, stream=stream)
+    assert caught.value.type == "invalid_request_error"
+    assert "the node refuses the request: top_k is ?[31mtoo odd" in caught.value.message
+    await works_again(served, openai)
+    assert served.node.n_card_requests == 1  # it is the same node as before
+
+
+async def test_what_could_be_too_long_for_one_piece_comes_as_a_stream(kit, identity_folder):
+    node = FakeNode(kit.codec.vocab_size, kit.codec.fingerprint, rule=saying((7, 8, 9)))
+    long = replace(ONE, max_tokens=16_384, sampling=Sampling(n=2, logprobs=20))
     async with running(node, identity_folder):
-        assert await fetch_card(pinned_node(node.url, node.pin)) == node.card()
+        async with NodeClient(pinned_node(node.url, node.pin), kit.codec, (2,)) as client:
+            whole = await client.complete(replace(ONE, sampling=long.sampling))
+            deltas = await client.complete(long)
+    assert [one.stream for one in node.requests] == [False, True]
+    assert len(whole) == 2 and len(deltas) == 8
+    for index in range(2):
+        ids = [one for delta in deltas if delta.index == index for one in delta.ids]
+        assert ids == [*kit.codec.decode((7, 8, 9)), 2]
 
 
 async def test_a_node_that_is_not_there(kit, unused_tcp_port):

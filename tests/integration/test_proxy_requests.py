@@ -268,8 +268,9 @@ async def test_api_key(text_side, kit, identity_folder):
             status, reply = await post(served, "/v1/completions", COMPLETION, headers=headers)
             assert (status, reply["error"]["code"]) == (401, "invalid_api_key")
             assert "sesame" not in json.dumps(reply)
-        headers = {"Authorization": "Bearer sesame-ä", "Host": "proxy.example"}
-        assert (await post(served, "/v1/completions", COMPLETION, headers=headers))[0] == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110: its case means nothing
+            headers = {"Authorization": f"{scheme} sesame-ä", "Host": "proxy.example"}
+            assert (await post(served, "/v1/completions", COMPLETION, headers=headers))[0] == 200
         async with AsyncOpenAI(
             base_url=f"{served.base_url}/v1", api_key="x", max_retries=0
         ) as openai:

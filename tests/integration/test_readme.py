@@ -29,7 +29,6 @@ def commands() -> list[list[str]]:
 async def test_the_quickstart_runs_as_written(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(config.PASSPHRASE_VARIABLE, "correct horse")
-    Path("passphrase").write_text("correct horse")
     by_word = {one[1]: one[1:] for one in commands() if one[0] == "veilrun"}
     assert set(by_word) == {"keygen", "encrypt", "check", "node", "proxy"}
     for word in ("keygen", "encrypt", "check"):
@@ -38,8 +37,12 @@ async def test_the_quickstart_runs_as_written(tmp_path: Path, monkeypatch):
             [sys.executable, "-m", "veilrun.cli", *arguments], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+    for name, secret in {"passphrase": "correct horse", "node.key": "their door"}.items():
+        Path(name).write_text(secret)
+        Path(name).chmod(0o600)
     quiet = ["--port", "0", "--json"]
-    async with child([*by_word["node"], *quiet, "--identity", "node-identity"]) as node:
+    command = ["127.0.0.1" if one == "0.0.0.0" else one for one in by_word["node"]]
+    async with child([*command, *quiet, "--identity", "node-identity"]) as node:
         proxy = [node["pin"] if one == "PIN" else one for one in by_word["proxy"]]
         proxy[proxy.index("--node") + 1] = node["url"]
         async with child([*proxy, *quiet, "--passphrase-file", "passphrase"]) as ready:

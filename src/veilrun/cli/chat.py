@@ -10,17 +10,34 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from veilrun.cli.options import JsonOption, stderr, stdout
+from veilrun.cli.options import JsonOption, read_api_key, stderr, stdout
 from veilrun.config import api_key_from_environment
-from veilrun.errors import DecodeError, PeerError, TransportError, UsageError, VeilrunError
+from veilrun.errors import (
+    DecodeError,
+    PeerError,
+    RefusedError,
+    TransportError,
+    UsageError,
+    VeilrunError,
+    VerificationError,
+)
+from veilrun.transport.tls import is_loopback, parse_pin
 
 PromptArgument = Annotated[str | None, typer.Argument(help="Ask this and end.")]
 UrlOption = Annotated[str, typer.Option(help="The proxy's base URL.")]
+PinOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The proxy's certificate, as the proxy printed it: sha256:…; without it, https "
+        "trusts the authorities that this machine trusts."
+    ),
+]
 ModelOption = Annotated[
     str | None, typer.Option(help="Model to talk to; default: the first that the proxy lists.")
 ]
@@ -37,6 +54,7 @@ Messages = list[dict[str, str]]
 def chat(
     prompt: PromptArgument = None,
     url: UrlOption = "http://127.0.0.1:8080/v1",
+    pin: PinOption = None,
     model: ModelOption = None,
     system: SystemOption = None,
     max_tokens: MaxTokensOption = None,
@@ -48,7 +66,8 @@ def chat(
     if as_json and prompt is None:
         raise UsageError("--json needs a PROMPT: a conversation is for people")
     options = {"max_tokens": max_tokens, "temperature": temperature}
-    proxy = _Proxy(url.rstrip("/"), _api_key(api_key_file), options)
+    api_key = read_api_key(api_key_file) if api_key_file else api_key_from_environment()
+    proxy = _Proxy(url.rstrip("/"), _pin(url, pin), api_key, options)
     model = model or asyncio.run(proxy.first_model())
     messages: Messages = [] if system is None else [{"role": "system", "content": system}]
     if prompt is None:
@@ -106,20 +125,32 @@ def harmless(text: str) -> str:
     )
 
 
-def _api_key(path: Path | None) -> str | None:
-    if path is None:
-        return api_key_from_environment()
+def _pin(url: str, pin: str | None) -> bytes | None:
+    """The certificate that the proxy must show, if one is named. Plain HTTP has none, and is
+    for this machine only: it would show every word to the network.
+    """
     try:
-        return path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the API key in {path}") from error
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"not the URL of a proxy: {url}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"not the URL of a proxy: {url}")
+    if parts.scheme == "http":
+        if not is_loopback(parts.hostname):
+            raise RefusedError(
+                f"plain HTTP would show the conversation on the way to {parts.hostname}: use https"
+            )
+        if pin is not None:
+            raise UsageError("plain HTTP has no certificate: leave out --pin, or use https")
+    return None if pin is None else parse_pin(pin)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Proxy:
-    """A proxy as an application sees it: plain HTTP and OpenAI's JSON."""
+    """A proxy as an application sees it: HTTP and OpenAI's JSON. pin: of its certificate."""
 
     url: str
+    pin: bytes | None
     api_key: str | None
     options: dict[str, Any]
 
@@ -155,15 +186,28 @@ class _Proxy:
 
         headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
         patience = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        trust = True if self.pin is None else aiohttp.Fingerprint(self.pin)
         try:
             async with (
                 aiohttp.ClientSession(timeout=patience, headers=headers) as session,
-                session.request(method, self.url + path, json=body) as response,
+                # A redirect could lead to where nobody checked the URL.
+                session.request(
+                    method, self.url + path, json=body, ssl=trust, allow_redirects=False
+                ) as response,
             ):
                 if response.status != 200:
                     raise _refusal(response.status, await response.content.read(2**16))
                 async for data in response.content.iter_any():
                     yield data
+        except aiohttp.ServerFingerprintMismatch as error:
+            raise VerificationError(
+                f"the proxy's certificate is sha256:{error.got.hex()}, "
+                f"expected sha256:{error.expected.hex()}"
+            ) from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise VerificationError(
+                "no authority vouches for the proxy's certificate; name the certificate with --pin"
+            ) from error
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError) as error:
             raise UsageError(f"not the URL of a proxy: {self.url}") from error
         except (aiohttp.ClientError, TimeoutError) as error:

@@ -21,6 +21,7 @@ from veilrun.cli.options import (
     guarantee,
     log_to_stderr,
     read_api_key,
+    stderr,
     stdout,
 )
 from veilrun.errors import RefusedError, UsageError
@@ -75,7 +76,18 @@ TlsNames = Annotated[
     typer.Option("--tls-name", help="Extra host name in a new certificate; repeatable."),
 ]
 ApiKeyFile = Annotated[
-    Path | None, typer.Option(help="File whose content clients must send as a bearer key.")
+    Path | None,
+    typer.Option(
+        help="File whose content clients must send as a bearer key; needed on any address that "
+        "other machines reach."
+    ),
+]
+NoApiKey = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-no-api-key",
+        help="Answer whoever reaches the port, on any address: strangers can use the machine up.",
+    ),
 ]
 PlainHttp = Annotated[
     bool,
@@ -112,6 +124,7 @@ def node(
     identity: IdentityFolder = None,
     tls_name: TlsNames = None,
     api_key_file: ApiKeyFile = None,
+    insecure_no_api_key: NoApiKey = False,
     grace: GraceOption = 30.0,
     insecure_plain_http: PlainHttp = False,
     as_json: JsonOption = False,
@@ -122,12 +135,10 @@ def node(
     from veilrun.node.service import Listener, run_node
 
     manifest = open_folder(out)
+    api_key = read_api_key(api_key_file) if api_key_file else None
+    if not tls.is_loopback(host):
+        _check_strangers(host, api_key, plain=insecure_plain_http, no_key=insecure_no_api_key)
     own = None if insecure_plain_http else _identity(identity, out, tls_name or [])
-    if own is None and not tls.is_loopback(host):
-        raise RefusedError(
-            f"plain HTTP on {host} would show every id to the network; leave out "
-            "--insecure-plain-http-for-loopback-only, or listen on 127.0.0.1"
-        )
     log_to_stderr()
     built = _engine(
         engine,
@@ -140,20 +151,34 @@ def node(
         vllm_arguments=tuple(vllm_argument or ()),
     )
     model = name or out.resolve().name
-    listener = Listener(
-        host,
-        port,
-        tls.server_context(own) if own else None,
-        read_api_key(api_key_file) if api_key_file else None,
-        grace_s=grace,
-    )
+    tls_context = tls.server_context(own) if own else None
+    listener = Listener(host, port, tls_context, api_key, grace_s=grace)
 
     def on_ready(actual_port: int) -> None:
         url = _url(host, actual_port, "https" if own else "http")
         _announce(_Announcement(url, own.pin if own else None, model, manifest), as_json=as_json)
 
     limits = ServerLimits(max_running=max_running, max_queued=max_queued)
-    asyncio.run(run_node(built, manifest, model, listener, limits, on_ready))
+    asyncio.run(run_node(built, out, manifest, model, listener, limits, on_ready))
+
+
+def _check_strangers(host: str, api_key: str | None, *, plain: bool, no_key: bool) -> None:
+    """What an address that other machines reach asks for: TLS always, an API key by default."""
+    if plain:
+        raise RefusedError(
+            f"plain HTTP on {host} would show every id to the network; leave out "
+            "--insecure-plain-http-for-loopback-only, or listen on 127.0.0.1"
+        )
+    if api_key is not None:
+        return
+    if not no_key:
+        raise RefusedError(
+            f"{host} can be reached from other machines: set an API key (--api-key-file), or "
+            "listen on 127.0.0.1"
+        )
+    stderr().print(
+        f"[yellow]no API key:[/] whoever reaches {escape(host)} can use this node", soft_wrap=True
+    )
 
 
 def _engine(

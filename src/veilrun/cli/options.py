@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from veilrun.config import PASSPHRASE_VARIABLE, passphrase_from_environment
-from veilrun.errors import KeyFileError, UsageError
+from veilrun.errors import KeyFileError, UsageError, VeilrunError
 from veilrun.types import Mode
 
 KeyOption = Annotated[Path, typer.Option("--key", help="Your key file.")]
@@ -36,13 +37,10 @@ def read_passphrase(passphrase_file: Path | None, *, confirm: bool = False) -> s
     """The passphrase: from the file, the environment, or a prompt (twice with `confirm`).
 
     Raises:
-        KeyFileError: the file cannot be read, or there is nobody to ask.
+        KeyFileError: the file cannot be read, or by others too, or there is nobody to ask.
     """
     if passphrase_file is not None:
-        try:
-            return passphrase_file.read_text().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeyFileError(f"cannot read the passphrase file {passphrase_file}") from error
+        return _read_secret(passphrase_file, "passphrase", KeyFileError).rstrip("\r\n")
     if (passphrase := passphrase_from_environment()) is not None:
         return passphrase
     if not sys.stdin.isatty():
@@ -51,14 +49,27 @@ def read_passphrase(passphrase_file: Path | None, *, confirm: bool = False) -> s
 
 
 def read_api_key(path: Path) -> str:
-    """The API key in a file: one line of printable characters."""
-    try:
-        key = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the API key in {path}") from error
+    """The API key in a file: one line of printable characters.
+
+    Raises:
+        UsageError: the file cannot be read, or by others too, or holds something else.
+    """
+    key = _read_secret(path, "API key", UsageError).strip()
     if not key or not key.isprintable():
         raise UsageError(f"{path} does not hold one line with an API key")
     return key
+
+
+def _read_secret(path: Path, what: str, kind: type[VeilrunError]) -> str:
+    """The text of a file that only its owner may read, as `load_key` asks of key files."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise kind(f"cannot read the {what} in {path}") from error
+    if mode & 0o077:
+        raise kind(f"{path} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
+    return text
 
 
 def log_to_stderr() -> None:

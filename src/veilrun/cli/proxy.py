@@ -24,7 +24,8 @@ from veilrun.cli.options import (
     stdout,
 )
 from veilrun.config import API_KEY_VARIABLE, api_key_from_environment
-from veilrun.errors import UsageError
+from veilrun.errors import KeyFileError, RefusedError, UsageError
+from veilrun.transport.tls import is_loopback
 from veilrun.types import EE
 
 if TYPE_CHECKING:  # aiohttp and transformers take seconds to import, and --help needs neither
@@ -34,6 +35,21 @@ if TYPE_CHECKING:  # aiohttp and transformers take seconds to import, and --help
 NodeOption = Annotated[str, typer.Option("--node", help="The node's URL, https://host:port.")]
 PinOption = Annotated[
     str | None, typer.Option(help="The node's certificate, as the node printed it: sha256:…")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FINGERPRINT",
+        help="Which of the models that KEY encrypted; needed where there is more than one.",
+    ),
+]
+IdentityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity",
+        help="Folder of the proxy's own TLS certificate and key, made once; for addresses that "
+        "other machines reach. Default: `proxy` in veilrun's folder for settings.",
+    ),
 ]
 ApiKeyFileOption = Annotated[
     Path | None,
@@ -58,8 +74,10 @@ def proxy(
     key_file: KeyOption,
     node: NodeOption,
     pin: PinOption = None,
+    model: ModelOption = None,
     host: HostOption = "127.0.0.1",
     port: PortOption = 8080,
+    identity: IdentityOption = None,
     api_key_file: ApiKeyFileOption = None,
     node_api_key_file: NodeApiKeyFileOption = None,
     passphrase_file: PassphraseFileOption = None,
@@ -77,22 +95,44 @@ def proxy(
     api_key = api_key_from_environment() if api_key_file is None else read_api_key(api_key_file)
     if api_key == "":
         raise UsageError(f"{API_KEY_VARIABLE} is empty; an empty API key would let nobody in")
-    listener = Listener(host, port, api_key, grace)
-    verify_listener(listener)  # before the passphrase is asked for
+    listener = Listener(_identity_folder(identity, host), host, port, api_key, grace)
+    verify_listener(listener)  # both before the passphrase is asked for
+    fingerprint = _expected(key_file, model)
     key = load_key(key_file, read_passphrase(passphrase_file))
+    kit = find_client_kit(key_file, key, fingerprint)
     log_to_stderr()
 
     def announce(ready: Ready) -> None:
         _announce(ready, with_api_key=api_key is not None, as_json=as_json)
 
-    asyncio.run(
-        run_proxy(
-            lambda fingerprint: find_client_kit(key_file, key, fingerprint),
-            address,
-            listener,
-            announce,
+    asyncio.run(run_proxy(kit, address, listener, announce))
+
+
+def _expected(key_file: Path, model: str | None) -> str:
+    """The fingerprint that the node must report: our choice, made before the node is asked."""
+    from veilrun.equivariant.client import kits_folder, list_kits
+
+    kits = list_kits(key_file)
+    if not kits:
+        raise KeyFileError(
+            f"there is no client kit in {kits_folder(key_file)}: `veilrun encrypt` puts it there"
         )
+    named = [kit for kit in kits if model is None or model in kit]
+    if len(named) == 1:
+        return named[0][0]
+    have = "".join(f"\n  {name} ({fingerprint})" for fingerprint, name in named or kits)
+    if not named:
+        raise UsageError(f"{key_file} has no model {model!r}; it has{have}")
+    raise RefusedError(
+        f"{key_file} has more than one model, and the node must not choose; say which with "
+        f"--model NAME or --model FINGERPRINT:{have}"
     )
+
+
+def _identity_folder(given: Path | None, host: str) -> Path:
+    if given is not None and is_loopback(host):
+        raise UsageError(f"on {host} applications are served over plain HTTP: leave out --identity")
+    return given or Path(typer.get_app_dir("veilrun")) / "proxy"
 
 
 def _address(
@@ -110,12 +150,15 @@ def _address(
 
 
 def _announce(ready: Ready, *, with_api_key: bool, as_json: bool) -> None:
+    own = ready.identity
     if as_json:
         line = {
             "url": ready.url,
             "model": ready.model,
             "fingerprint": ready.fingerprint,
             "mode": EE.name,
+            "pin": own.pin if own else None,
+            "certificate": str(own.certificate_path) if own else None,
         }
         typer.echo(json.dumps(line))
         return
@@ -123,6 +166,12 @@ def _announce(ready: Ready, *, with_api_key: bool, as_json: bool) -> None:
     console.print(
         f"[green]serving[/] [bold]{escape(ready.model)}[/] at [bold]{escape(ready.url)}[/]"
     )
+    if own:
+        console.print(
+            f"pin {own.pin}\ncertificate {escape(str(own.certificate_path))}: applications must "
+            "trust it, OpenAI's client through SSL_CERT_FILE",
+            soft_wrap=True,
+        )
     console.print(guarantee(EE))
     api_key = "YOUR_API_KEY" if with_api_key else "none-needed"
     console.print("\n[dim]in Python[/]")
@@ -136,4 +185,5 @@ def _announce(ready: Ready, *, with_api_key: bool, as_json: bool) -> None:
         "print(reply.choices[0].message.content)\n",
         highlight=False,
     )
-    console.print(f"or: veilrun chat --url {escape(ready.url)}", soft_wrap=True)
+    pin = f" --pin {own.pin}" if own else ""
+    console.print(f"or: veilrun chat --url {escape(ready.url)}{pin}", soft_wrap=True)

@@ -116,7 +116,7 @@ def list_kits(key_file: Path) -> list[tuple[str, str]]:
     """(fingerprint, name) of every checkpoint made with a key, by name; no passphrase needed.
 
     Raises:
-        KeyFileError: a kit is damaged.
+        KeyFileError, CheckpointError: a kit is damaged.
     """
     found = []
     # What is being written begins with a dot.

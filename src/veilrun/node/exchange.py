@@ -35,6 +35,10 @@ _STREAM_HEADERS: Final = {
 }
 
 
+class ClientGone(ConnectionError):
+    """Nobody reads the answer any more. An engine's `ConnectionError` is something else."""
+
+
 class Exchange:
     """A request, the task that answers it, and its tally. One event loop."""
 
@@ -154,20 +158,25 @@ class Stream:
         return await self._end()
 
     async def _send(self, data: bytes) -> None:
-        if self._response is None:
-            self._response = web.StreamResponse(headers=_STREAM_HEADERS)
-            await self._response.prepare(self._http)
         try:
             async with asyncio.timeout(_READ_S):
+                if self._response is None:
+                    self._response = web.StreamResponse(headers=_STREAM_HEADERS)
+                    await self._response.prepare(self._http)
                 await self._response.write(b"data: " + data + b"\n\n")
         except TimeoutError as error:
-            raise ConnectionResetError("the client has stopped reading") from error
+            raise ClientGone("the client has stopped reading") from error
+        except ConnectionError as error:
+            raise ClientGone("the client has left") from error
 
     async def _end(self) -> web.StreamResponse:
         await self._send(b"[DONE]")
         if self._response is None:
             raise RuntimeError("a stream ends after it has begun")
-        await self._response.write_eof()
+        try:
+            await self._response.write_eof()
+        except ConnectionError as error:
+            raise ClientGone("the client has left") from error
         return self._response
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from veilrun.errors import CheckpointError, UsageError
@@ -35,7 +36,9 @@ def load_config(folder: Path) -> Any:
         return transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (
+        StrictDataclassError, OSError, ValueError, TypeError, ArithmeticError, LookupError,
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{folder} has no configuration that transformers reads") from error
 
 

@@ -37,7 +37,7 @@ from aiohttp.typedefs import Handler
 from veilrun.errors import BusyError, DecodeError, PeerError, TransportError, UsageError
 from veilrun.node.capacity import Capacity
 from veilrun.node.engine import Engine, admit
-from veilrun.node.exchange import ID_PREFIX, Exchange, Sink, Stream, WholeAnswer
+from veilrun.node.exchange import ID_PREFIX, ClientGone, Exchange, Sink, Stream, WholeAnswer
 from veilrun.node.metrics import Metrics, Outcome
 from veilrun.wire.generate import (
     ABORT_PATH,
@@ -221,6 +221,8 @@ class NodeServer:
             limit = self._limits.max_body_bytes
             message = f"the body is larger than {limit} bytes"
             raise Refusal(413, "body_too_large", message) from error
+        except web.RequestPayloadError as error:
+            raise Refusal(400, "invalid_request", "the body is not what it says") from error
 
     def _admit(self, body: bytes) -> GenerateRequest:
         try:
@@ -275,7 +277,7 @@ class NodeServer:
         except asyncio.CancelledError:
             if not exchange.absorb_abort():
                 raise  # the client has left
-        except (Refusal, ConnectionError):
+        except (Refusal, ClientGone):
             raise
         except Exception as error:  # whatever it is, a stream that has begun must still end
             refusal = _of_engine(error)
@@ -303,7 +305,7 @@ class NodeServer:
             return Refusal(404, "not_found", "there is nothing here").response()
         except web.HTTPException as error:
             return Refusal(error.status, "http_error", error.reason).response()
-        except ConnectionError:
+        except ClientGone:
             raise  # there is nobody left to answer
         except Exception as error:  # noqa: BLE001 - our own fault, and still an answer
             _log.error("a request failed with %s", type(error).__name__)

@@ -1,4 +1,4 @@
-"""Running a node from first byte to last: engine, listener, signals, graceful end.
+"""Running a node from first byte to last: weights, engine, listener, signals, graceful end.
 
 Order at the end: the listener closes, new requests on open connections get 503, those in
 flight have `grace_s` to finish, the engine stops and so ends the rest with "abort". A second
@@ -15,15 +15,18 @@ import errno
 import logging
 import signal
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
 from veilrun.errors import CheckpointError, UsageError
 from veilrun.node.engine import Engine
+from veilrun.node.folder import verify_weights
 from veilrun.node.server import NodeServer, ServerLimits
 from veilrun.wire.manifest import Manifest
 
@@ -31,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 _LAST_WORDS_S: Final = 5.0
 """For sending what the engine's end leaves to send."""
+
+_IDLE_S: Final = 75.0
+"""How long a connection may stay without a whole request: aiohttp alone would wait an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +84,14 @@ class StopSignals:
 
 async def run_node(
     engine: Engine,
+    folder: Path,
     manifest: Manifest,
     model: str,
     listener: Listener,
     limits: ServerLimits,
     on_ready: Callable[[int], None],
 ) -> None:
-    """Serve until a signal. `on_ready` gets the port once the node can answer.
+    """Serve `folder` until a signal. `on_ready` gets the port once the node can answer.
 
     Raises:
         CheckpointError: the manifest does not belong to these weights.
@@ -93,7 +100,7 @@ async def run_node(
     signals = StopSignals()
     with signals.installed():
         try:
-            if not await _started(engine, signals):
+            if not await _started(_start(engine, folder, manifest), signals):
                 return
             if manifest.vocab_size > engine.limits.vocab_size:
                 raise CheckpointError(
@@ -109,9 +116,20 @@ async def run_node(
             await engine.stop()
 
 
-async def _started(engine: Engine, signals: StopSignals) -> bool:
-    """Start the engine; False if a signal came first."""
-    start = asyncio.create_task(engine.start())
+async def _start(engine: Engine, folder: Path, manifest: Manifest) -> None:
+    """Verify the weights, then start the engine with them."""
+    _log.info("verifying the weights")
+    abandoned = threading.Event()
+    try:
+        await asyncio.to_thread(verify_weights, folder, manifest, abandoned.is_set)
+    finally:
+        abandoned.set()  # after a signal the thread would read on, and the process wait for it
+    await engine.start()
+
+
+async def _started(work: Coroutine[None, None, None], signals: StopSignals) -> bool:
+    """Do the work; False if a signal came first."""
+    start = asyncio.create_task(work)
     stop = asyncio.create_task(signals.graceful.wait())
     try:
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -134,6 +152,7 @@ async def listening(
         server.application(),
         access_log=None,  # its lines hold addresses and paths
         logger=_discreet_log(),
+        keepalive_timeout=_IDLE_S,
         handler_cancellation=True,  # a client that leaves cancels its handler
         shutdown_timeout=_LAST_WORDS_S,
     )

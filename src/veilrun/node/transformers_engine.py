@@ -175,26 +175,40 @@ class TransformersEngine:
         """Replace a run whose thread has died. Gives up, and stays unready, after some tries."""
         while True:
             await asyncio.sleep(_WATCH_S)
-            if self._batch is not None and self._batch.is_alive:
-                self._batch.unblock()
+            if self._is_sound():
                 continue
             _log.error("the engine broke; requests aborted: %d", len(self._runs))
             self._restarting = True
             self._abort_runs()
-            for attempt in range(1, _MAX_RESTARTS + 1):
-                if self._batch is not None:
-                    await asyncio.to_thread(self._batch.stop)
-                try:
-                    await self._launch()
-                    break
-                except (UsageError, RuntimeError) as error:
-                    _log.error("restart %d failed: %s", attempt, type(error).__name__)
-                    await asyncio.sleep(_RESTART_S)
-            else:
+            if not await self._restart():
                 _log.critical("the engine stays down")
                 return
             self._restarting = False
             _log.warning("the engine runs again")
+
+    def _is_sound(self) -> bool:
+        """Whether the run goes on; whoever waits in it without need is let in."""
+        try:
+            if self._batch is None or not self._batch.is_alive:
+                return False
+            self._batch.unblock()
+        except Exception as error:  # noqa: BLE001 - stock code, which may raise anything
+            _log.error("the run cannot be asked: %s", type(error).__name__)
+            return False
+        return True
+
+    async def _restart(self) -> bool:
+        """Start a new run in the place of one that is over; False after too many tries."""
+        for attempt in range(1, _MAX_RESTARTS + 1):
+            try:
+                if self._batch is not None:
+                    await asyncio.to_thread(self._batch.stop)
+                await self._launch()
+                return True
+            except Exception as error:  # noqa: BLE001 - nobody else would start the engine again
+                _log.error("restart %d failed: %s", attempt, type(error).__name__)
+                await asyncio.sleep(_RESTART_S)
+        return False
 
     def _abort_runs(self) -> None:
         for run in self._runs:

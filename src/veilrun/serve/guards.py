@@ -2,7 +2,8 @@
 
 Covered: other users of the network (loopback or an API key), web pages that reach for a local
 proxy (DNS rebinding: the Host header; forms and simple requests: the content type; no CORS).
-Not covered: other programs of the same user on the same machine, when no API key is set.
+Not covered: every local user and program that reaches the loopback port, when no API key is
+set; what applications with access do to each other.
 
 Invariant: a request that reaches a handler has passed every guard; every reply but those of
 aiohttp's own HTTP parser carries the mode's row of the guarantee ladder.
@@ -124,12 +125,13 @@ def _host_name(host_header: str) -> str:
 
 def _key_guard(api_key: str | None) -> Middleware:
     """With an API key set, ask for it everywhere but at the health check."""
-    expected = None if api_key is None else f"Bearer {api_key}".encode()
+    expected = None if api_key is None else api_key.encode()
 
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if expected is not None and request.path != HEALTH_PATH:
-            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(given, expected):
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            given_bytes = given.strip().encode("utf-8", "surrogateescape")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given_bytes, expected):
                 raise RequestFault("wrong or missing API key", code="invalid_api_key", status=401)
         return await handler(request)
 

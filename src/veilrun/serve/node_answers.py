@@ -23,6 +23,10 @@ from veilrun.wire.generate import Choice, PositionLogprobs, TokenLogprob, decode
 MAX_LINE_BYTES: Final = 4 * 2**20
 """One event: a node may send many tokens with 20 alternatives each at once."""
 
+MAX_WHOLE_BYTES: Final = 16 * 2**20
+"""An answer in one piece; one that could be longer is asked for as a stream. Reading it holds
+about ten times as much memory, and everybody else's stream for a second at most."""
+
 _TOKEN_BYTES: Final = 24
 _LOGPROB_BYTES: Final = 160
 _FIXED_BYTES: Final = 2**18
@@ -31,8 +35,12 @@ _FIXED_BYTES: Final = 2**18
 _DONE: Final = b"[DONE]"
 
 
+class NodeRefusal(PeerError):
+    """The node will not serve this request (status 400); the next one may be to its liking."""
+
+
 def max_body_bytes(ask: Ask) -> int:
-    """The most a whole answer to `ask` can need."""
+    """The most a whole answer to `ask` can need; beyond MAX_WHOLE_BYTES, ask for a stream."""
     alternatives = ask.sampling.logprobs
     logprobs = 0 if alternatives is None else (alternatives + 2) * _LOGPROB_BYTES
     return _FIXED_BYTES + ask.sampling.n * ask.max_tokens * (_TOKEN_BYTES + logprobs)
@@ -41,24 +49,30 @@ def max_body_bytes(ask: Ask) -> int:
 class EventReader:
     """Server-sent events: bytes in as they come, the `data` of each event out."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_line",)
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._line = bytearray()  # grows in place: a line may come in thousands of packets
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are complete now. Comments keep a connection alive and are skipped."""
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
-        if len(self._rest) > MAX_LINE_BYTES:
-            raise DecodeError(f"a line of the stream has more than {MAX_LINE_BYTES} bytes")
+        *ends, rest = data.split(b"\n")
         events = []
-        for line in lines:
+        for end in ends:
+            self._add(end)
+            line = bytes(self._line)
+            self._line.clear()
             if line.startswith(b"data:"):
                 events.append(line[5:].strip())
             elif line.strip() and not line.startswith(b":"):
                 raise DecodeError("the stream is not made of server-sent events")
+        self._add(rest)
         return events
+
+    def _add(self, part: bytes) -> None:
+        if len(self._line) + len(part) > MAX_LINE_BYTES:
+            raise DecodeError(f"a line of the stream has more than {MAX_LINE_BYTES} bytes")
+        self._line += part
 
 
 class AnswerReader:
@@ -96,7 +110,7 @@ class AnswerReader:
 
     def _read(self, body: bytes) -> list[Delta]:
         try:
-            response = decode_response(body)
+            response = decode_response(body, max_choices=len(self._n_tokens))
         except DecodeError:
             reason = _reported_error(body)
             if reason is None:

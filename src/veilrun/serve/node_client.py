@@ -1,9 +1,9 @@
 """The way to one node: HTTPS with the node's certificate pinned, cipher ids only.
 
 The node is not trusted. Before the first token is sent, its card must name the checkpoint
-that our key made; the card is asked for again after every failure. What it answers is
-checked by `node_answers`. Leaving a stream early closes its connection, and that stops the
-generation.
+that our key made; the card is asked for again after every failure but a refusal of one
+request. What it answers is checked by `node_answers`. Leaving a stream early closes its
+connection, and that stops the generation.
 
 Invariant: what the node does can only cause a `PeerError` or a `TransportError`.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -31,8 +31,10 @@ from veilrun.serve.ask import Ask, Delta
 from veilrun.serve.kit import IdCodec
 from veilrun.serve.node_address import NodeAddress
 from veilrun.serve.node_answers import (
+    MAX_WHOLE_BYTES,
     AnswerReader,
     EventReader,
+    NodeRefusal,
     max_body_bytes,
     printable,
     reported_error,
@@ -161,13 +163,17 @@ class NodeClient:
             await _hear_out(response)
 
     async def complete(self, ask: Ask) -> list[Delta]:
-        """The whole answers, one `Delta` each unless the node splits them."""
-        answers = AnswerReader(ask, self._codec)
+        """The whole answers: one `Delta` each, or many where they could be long."""
+        limit_bytes = max_body_bytes(ask)
         try:
             async with asyncio.timeout(self._timeouts.answer_s):
+                if limit_bytes > MAX_WHOLE_BYTES:
+                    async with aclosing(self.stream(ask)) as batches:
+                        return [delta async for batch in batches for delta in batch]
+                answers = AnswerReader(ask, self._codec)
                 async with self._post(ask, stream=False) as response:
                     with _network_faults(self._timeouts.answer_s):
-                        return answers.whole(await _read_body(response, max_body_bytes(ask)))
+                        return answers.whole(await _read_body(response, limit_bytes))
         except TimeoutError as error:
             self._card = None
             raise StallError(f"no answer within {self._timeouts.answer_s:.0f} s") from error
@@ -187,20 +193,24 @@ class NodeClient:
         try:
             response = await self._send(body, stream=stream)
             try:
-                await _check_status(response)
+                with _network_faults(self._silence_s(stream=stream)):
+                    if response.status == 400:
+                        raise NodeRefusal(
+                            f"the node refuses the request: {await _reason(response)}"
+                        )
+                    await _check_status(response)
                 yield response
             finally:
                 # Half-read answers close the connection; complete ones have given it back.
                 response.close()
         except (PeerError, TransportError) as error:
-            if not isinstance(error, BusyError):
+            if not isinstance(error, BusyError | NodeRefusal):
                 self._card = None  # who answers next may be another
             raise
 
     async def _send(self, body: bytes, *, stream: bool) -> aiohttp.ClientResponse:
         """Post, once more if an idle connection turns out to have been closed meanwhile."""
-        # A whole answer is silent until it is there; `complete` limits that time.
-        silence_s = self._timeouts.stall_s if stream else None
+        silence_s = self._silence_s(stream=stream)
         post = partial(
             self._open_session().post,
             self._address.url + GENERATE_PATH,
@@ -210,7 +220,7 @@ class NodeClient:
             ),
             allow_redirects=False,
         )
-        with _network_faults(silence_s or self._timeouts.answer_s):
+        with _network_faults(silence_s):
             try:
                 return await post()
             except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
@@ -220,16 +230,14 @@ class NodeClient:
                 await self.card()
                 return await post()
 
+    def _silence_s(self, *, stream: bool) -> float:
+        # A whole answer is silent until it is there.
+        return self._timeouts.stall_s if stream else self._timeouts.answer_s
+
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise RuntimeError("NodeClient is used outside of `async with`")
         return self._session
-
-
-async def fetch_card(address: NodeAddress, timeouts: NodeTimeouts | None = None) -> NodeCard:
-    """What the node says of itself: the first thing to ask, to find the key that belongs to it."""
-    async with open_session(address) as session:
-        return await _get_card(session, address, timeouts or NodeTimeouts())
 
 
 def verify_card(card: NodeCard, codec: IdCodec) -> None:
@@ -283,8 +291,11 @@ async def _check_status(response: aiohttp.ClientResponse) -> None:
         raise BusyError("the node's queue is full", retry_after_s=wait_s)
     if response.status in _UNAVAILABLE:
         raise TransportError(f"the node is not available now: status {response.status}")
-    reason = reported_error(await response.content.read(_ERROR_BYTES))
-    raise PeerError(f"the node answered with status {response.status}: {reason}")
+    raise PeerError(f"the node answered with status {response.status}: {await _reason(response)}")
+
+
+async def _reason(response: aiohttp.ClientResponse) -> str:
+    return reported_error(await response.content.read(_ERROR_BYTES))
 
 
 async def _read_body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:

@@ -17,6 +17,7 @@ from veilrun.errors import (
     UsageError,
     VeilrunError,
 )
+from veilrun.serve.node_answers import NodeRefusal
 
 
 class RequestFault(UsageError):
@@ -54,11 +55,11 @@ class ErrorReply:
 
 
 def reply_to(error: VeilrunError) -> ErrorReply:
-    """What the application is told. The order matters: `BusyError` is a `TransportError`."""
+    """What the application is told. The order matters: leaves come before what they are."""
     text = str(error)
     if isinstance(error, RequestFault):
         return ErrorReply(error.status, text, "invalid_request_error", error.param, error.code)
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | NodeRefusal):
         return ErrorReply(400, text, "invalid_request_error")
     if isinstance(error, PeerError):
         # Clients retry a 5xx by themselves; a node that misbehaves is not to be asked again.

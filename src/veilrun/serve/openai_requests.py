@@ -262,10 +262,10 @@ def _prompts(value: Any, name: str) -> tuple[str | tuple[int, ...], ...]:
     if not isinstance(value, list) or not value:
         raise DecodeError(f"{name} must be a text or a list that is not empty", field=name)
     if type(value[0]) is int:
-        return (fields.token_ids(value, name),)
+        return (fields.natural_numbers(value, name),)
     if len(value) > MAX_PROMPTS:
         raise DecodeError(f"{name} holds {len(value)} prompts, the limit is {MAX_PROMPTS}", name)
-    reader: fields.Reader[Any] = _text if isinstance(value[0], str) else fields.token_ids
+    reader: fields.Reader[Any] = _text if isinstance(value[0], str) else fields.natural_numbers
     return tuple(fields.list_of(reader)(value, name))
 
 

@@ -1,9 +1,11 @@
 """Running a proxy from the node's card to the last answer.
 
-Order: ask the node what it serves, find the kit that belongs to it, load the tokenizer, listen.
+Order: make sure that the node serves the checkpoint of our kit, load the tokenizer, listen. The
+kit is the caller's choice: a node that could choose it could pass one model off as another.
 On SIGTERM or SIGINT the listener closes and answers in flight have `grace_s` to finish.
 
-Invariant: nothing listens before the node is known to serve what our key encrypted.
+Invariant: nothing listens before the node is known to serve what our key encrypted, and off
+loopback nothing listens without TLS and an API key.
 """
 
 from __future__ import annotations
@@ -11,28 +13,38 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
 from veilrun.errors import RefusedError, UsageError
 from veilrun.serve.kit import Kit
 from veilrun.serve.node_address import NodeAddress
-from veilrun.serve.node_client import NodeClient, NodeTimeouts, fetch_card
+from veilrun.serve.node_client import NodeClient, NodeTimeouts
 from veilrun.serve.proxy import ProxySettings, create_app
 from veilrun.serve.text import load_text_side
-from veilrun.transport.tls import is_loopback
+from veilrun.transport.tls import Identity, ensure_identity, is_loopback, server_context
+
+_KEEPALIVE_S: Final = 75.0
+"""How long an application's idle connection stays open; aiohttp's own default is an hour."""
+
+_WILDCARDS: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Where a proxy listens.
+    """Where a proxy listens: plain HTTP on loopback, HTTPS everywhere else.
 
+    identity_folder: of the TLS certificate and key, made once; not looked at on loopback.
     port: 0 takes a free one. api_key: what applications must send; None lets everyone in who
     reaches the port. grace_s: how long answers may go on after a signal to stop.
     """
 
+    identity_folder: Path
     host: str = "127.0.0.1"
     port: int = 8080
     api_key: str | None = field(default=None, repr=False)
@@ -41,11 +53,14 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What an application needs to know. url: the base URL for OpenAI clients."""
+    """What an application needs to know. url: the base URL for OpenAI clients. identity: the
+    certificate to trust there; None over plain HTTP.
+    """
 
     url: str
     model: str
     fingerprint: str
+    identity: Identity | None
 
 
 def verify_listener(listener: Listener) -> None:
@@ -58,52 +73,64 @@ def verify_listener(listener: Listener) -> None:
 
 
 async def run_proxy(
-    open_kit: Callable[[str], Kit],
+    kit: Kit,
     address: NodeAddress,
     listener: Listener,
     on_ready: Callable[[Ready], None],
     timeouts: NodeTimeouts | None = None,
 ) -> None:
-    """Serve until a signal. `open_kit` finds the client kit for a fingerprint.
+    """Serve until a signal.
 
     Raises:
         RefusedError: other machines could use the proxy without a key.
+        VerificationError: the node serves another checkpoint than the kit's.
         PeerError, TransportError: the node cannot be used.
         UsageError: the address cannot be listened on, or there is no tokenizer.
     """
     verify_listener(listener)
-    card = await fetch_card(address, timeouts)
-    kit = open_kit(card.manifest.fingerprint)
-    text_side = load_text_side(kit.tokenizer_folder, kit.name)
-    # The libraries' half a million objects live as long as we do; a collection that walks
-    # through them would stop all streams for a third of a second.
-    gc.collect()
-    gc.freeze()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(one, stop.set)
+    identity = _identity(listener)
     async with NodeClient(address, kit.codec, kit.eos_token_ids, timeouts) as node:
         await node.card()
+        text_side = load_text_side(kit.tokenizer_folder, kit.name)
+        # The libraries' half a million objects live as long as we do; a collection that walks
+        # through them would stop all streams for a third of a second.
+        gc.collect()
+        gc.freeze()
+        stop = asyncio.Event()
+        for one in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(one, stop.set)
         settings = ProxySettings(host=listener.host, api_key=listener.api_key)
         runner = web.AppRunner(
             create_app(kit, text_side, node, settings),
             access_log=None,
             handler_cancellation=True,  # an application that leaves stops the node
             shutdown_timeout=listener.grace_s,
+            keepalive_timeout=_KEEPALIVE_S,
         )
         await runner.setup()
         try:
-            port = await _listen(runner, listener)
-            on_ready(Ready(_base_url(listener.host, port), kit.name, kit.codec.fingerprint))
+            port = await _listen(runner, listener, identity)
+            url = _base_url("https" if identity else "http", listener.host, port)
+            on_ready(Ready(url, kit.name, kit.codec.fingerprint, identity))
             await stop.wait()
         finally:
             await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, listener: Listener) -> int:
+def _identity(listener: Listener) -> Identity | None:
+    """What TLS is spoken with; None on loopback, which is plain HTTP. Applications that do not
+    pin compare the certificate's names, so it gets the one that others call this machine by.
+    """
+    if is_loopback(listener.host):
+        return None
+    name = socket.gethostname() if listener.host in _WILDCARDS else listener.host
+    return ensure_identity(listener.identity_folder, [name])
+
+
+async def _listen(runner: web.AppRunner, listener: Listener, identity: Identity | None) -> int:
+    context = server_context(identity) if identity else None
     try:
-        await web.TCPSite(runner, listener.host, listener.port).start()
+        await web.TCPSite(runner, listener.host, listener.port, ssl_context=context).start()
     except OSError as error:
         raise UsageError(
             f"cannot listen on {listener.host} port {listener.port}: {error.strerror or error}"
@@ -111,7 +138,8 @@ async def _listen(runner: web.AppRunner, listener: Listener) -> int:
     return int(runner.addresses[0][1])
 
 
-def _base_url(host: str, port: int) -> str:
+def _base_url(scheme: str, host: str, port: int) -> str:
     """A wildcard address is no address to call: from this machine it is loopback."""
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+    if host in _WILDCARDS:
+        host = "::1" if host == "::" else "127.0.0.1"
+    return f"{scheme}://[{host}]:{port}/v1" if ":" in host else f"{scheme}://{host}:{port}/v1"

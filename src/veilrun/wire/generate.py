@@ -27,8 +27,17 @@ METRICS_PATH = "/metrics"
 
 FinishReason = Literal["stop", "length", "abort"]
 
+MAX_CHOICES = 128
+"""Answers per prompt: how many indices the protocol has."""
+
 MAX_LOGPROBS = 20
 """Alternatives per position: vLLM's own default limit."""
+
+MAX_STOP_TOKEN_IDS = 128
+"""Ids that end an answer: vLLM's own limit. Every one costs work at every token."""
+
+MAX_LOGIT_BIAS = 1024
+"""Ids with a bias: vLLM's own limit. Every one costs work at every token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +218,7 @@ def decode_request(body: bytes) -> GenerateRequest:
     include_usage = options.take("include_usage", fields.boolean, False)
     options.finish()
     request = GenerateRequest(
-        token_ids=top.take("token_ids", fields.token_ids),
+        token_ids=top.take("token_ids", fields.natural_numbers),
         sampling_params=_decode_sampling(top.take("sampling_params", fields.mapping, {})),
         request_id=top.take("request_id", fields.optional(fields.short_text), None),
         model=top.take("model", fields.optional(fields.short_text), None),
@@ -223,13 +232,14 @@ def decode_request(body: bytes) -> GenerateRequest:
     return request
 
 
-def decode_response(body: bytes) -> GenerateResponse:
+def decode_response(body: bytes, *, max_choices: int = MAX_CHOICES) -> GenerateResponse:
     """Read a node's answer or stream chunk. Fields we do not use are ignored: vLLM sends many."""
     top = fields.json_object(body)
     usage = top.get("usage")
+    choices = fields.at_most(max_choices, _mappings)(top.get("choices"), "choices")
     return GenerateResponse(
         request_id=fields.short_text(top.get("request_id"), "request_id"),
-        choices=tuple(map(_decode_choice, _mappings(top.get("choices"), "choices"))),
+        choices=tuple(map(_decode_choice, choices)),
         usage=None if usage is None else _decode_usage(fields.mapping(usage, "usage")),
     )
 
@@ -260,7 +270,7 @@ def _decode_sampling(body: Mapping[str, Any]) -> SamplingParams:
 
 
 _SAMPLING_READERS: dict[str, fields.Reader[Any]] = {
-    "n": fields.within(1, 128),
+    "n": fields.within(1, MAX_CHOICES),
     "max_tokens": fields.within(1, INT64_MAX),
     "min_tokens": fields.within(0, INT64_MAX),
     "temperature": fields.between(0.0, 100.0),
@@ -271,21 +281,21 @@ _SAMPLING_READERS: dict[str, fields.Reader[Any]] = {
     "presence_penalty": fields.between(-2.0, 2.0),
     "frequency_penalty": fields.between(-2.0, 2.0),
     "repetition_penalty": fields.between(0.0, 100.0, open_low=True),
-    "stop_token_ids": fields.token_ids,
+    "stop_token_ids": fields.at_most(MAX_STOP_TOKEN_IDS, fields.natural_numbers),
     "ignore_eos": fields.boolean,
-    "logit_bias": fields.id_bias,
+    "logit_bias": fields.at_most(MAX_LOGIT_BIAS, fields.id_bias),
     "logprobs": fields.optional(fields.within(0, MAX_LOGPROBS)),
 }
 
 
 _mappings = fields.list_of(fields.mapping)
-_choice_index = fields.within(0, 127)
+_choice_index = fields.within(0, MAX_CHOICES - 1)
 _stop_reason = fields.within(0, INT64_MAX)
 
 
 def _decode_choice(choice: Mapping[str, Any]) -> Choice:
     """Without `Fields`: this runs once per token of every stream, and needs half the time so."""
-    token_ids = fields.token_ids(choice.get("token_ids"), "choice.token_ids")
+    token_ids = fields.natural_numbers(choice.get("token_ids"), "choice.token_ids")
     positions = None
     if (logprobs := choice.get("logprobs")) is not None:
         positions = _decode_logprobs(fields.mapping(logprobs, "choice.logprobs"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from veilrun.equivariant import compile as compiler
 from veilrun.equivariant.client import open_kit
@@ -62,8 +64,12 @@ def test_encrypted_equals_plain(plain: Path, tmp_path: Path, strength: str):
         with pytest.raises(UnsupportedModel, match="carries gains"):
             encrypted_logits(plain, tmp_path, strength=strength)
         strength = "permutation"
+    assert_equal(plain, tmp_path / strength, strength=strength)
+
+
+def assert_equal(plain: Path, work: Path, **options: Any) -> None:
     expected = logits(plain, IDS)
-    actual = encrypted_logits(plain, tmp_path / strength, strength=strength)
+    actual = encrypted_logits(plain, work, **options)
     tolerance = ROUNDINGS * torch.finfo(torch.float32).eps * expected.abs().max()
     assert (actual - expected).abs().max() < tolerance
     assert torch.equal(actual.argmax(-1), expected.argmax(-1))
@@ -80,6 +86,34 @@ def test_sixteen_bit_weights(tmp_path: Path, name: str, dtype: torch.dtype):
     if name == "qwen3_moe":  # a rounded router may choose another expert at a near tie
         error = error.flatten(0, 1).amax(-1).sort().values[: int(0.9 * IDS.numel())]
     assert error.max() < ROUNDINGS * torch.finfo(dtype).eps * expected.abs().max()
+
+
+def test_gpt2_as_the_hub_has_it(tmp_path: Path):
+    """Names without the prefix, and the mask as a tensor."""
+    plain = models.save_random("gpt2", tmp_path / "plain")
+    tensors = load_file(plain / "model.safetensors")
+    bare = {name.removeprefix("transformer."): one for name, one in tensors.items()}
+    bare |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64) for layer in range(models.LAYERS)}
+    save_file(bare, plain / "model.safetensors", {"format": "pt"})
+    assert_equal(plain, tmp_path)
+
+
+def test_pythia_as_the_hub_has_it(tmp_path: Path):
+    """Older spellings in config.json, and three constants per layer as tensors."""
+    plain = models.save_random("gpt_neox", tmp_path / "plain")
+    tensors = load_file(plain / "model.safetensors")
+    for layer in range(models.LAYERS):
+        attention = f"gpt_neox.layers.{layer}.attention."
+        tensors[attention + "bias"] = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+        tensors[attention + "masked_bias"] = torch.tensor(-1e9)
+        tensors[attention + "rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    config = json.loads((plain / "config.json").read_text())
+    del config["rope_parameters"]
+    config |= {"rotary_pct": 0.5, "rotary_emb_base": 10000}
+    (plain / "config.json").write_text(json.dumps(config))
+    assert models.load(plain).config.rope_parameters["partial_rotary_factor"] == 0.5
+    assert_equal(plain, tmp_path)
 
 
 def mutations(family: Family, row: Row) -> Iterator[Row]:

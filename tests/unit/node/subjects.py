@@ -8,6 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save_file
+
+from veilrun.checkpoint.folder import CONFIG_FILE, SINGLE_FILE, Checkpoint
+from veilrun.checkpoint.merkle import weights_root
 from veilrun.wire.generate import Choice, GenerateRequest, SamplingParams
 from veilrun.wire.manifest import MANIFEST_FILE, Manifest, encode_manifest
 
@@ -17,9 +22,27 @@ FINGERPRINT = "0123456789abcdef" * 2
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
 
+def manifest_of(folder: Path, vocab_size: int) -> Manifest:
+    """What a node that serves the folder wants its manifest to be: with the weights' own root."""
+    with Checkpoint(folder) as weights:
+        return Manifest("ee", FINGERPRINT, vocab_size, weights_root(weights).hex())
+
+
 def write_manifest(folder: Path, vocab_size: int) -> None:
+    """The manifest beside the weights, if there are any; else one with a made-up root."""
     manifest = Manifest("ee", FINGERPRINT, vocab_size, "ab" * 32)
+    if (folder / SINGLE_FILE).exists():
+        manifest = manifest_of(folder, vocab_size)
     (folder / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
+
+
+def write_weights(folder: Path, n_tensors: int = 3) -> Path:
+    """A checkpoint for everything that reads weights without running them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text("{}")
+    tensors = {f"t{i}": np.full(4, i, np.float32) for i in range(n_tensors)}
+    save_file(tensors, folder / SINGLE_FILE)
+    return folder
 
 
 def write_tiny_llama(folder: Path, *, seed: int = 0, max_len: int = 256) -> Path:

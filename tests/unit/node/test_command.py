@@ -39,7 +39,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(service, "run_node", run_node)
     module = sys.modules["veilrun.cli.node"]  # the package's name `node` is the function
     monkeypatch.setattr(module, "_engine", lambda *_, **__: "engine")
-    monkeypatch.setattr(module, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(module, "log_to_stderr", lambda: None)
     return calls
 
 
@@ -54,7 +54,8 @@ def test_json_line_names_what_a_proxy_needs(
         "model": "tiny-encrypted",
         "fingerprint": FINGERPRINT,
     }
-    ((engine, manifest, model, listener, limits, _),) = served
+    ((engine, folder, manifest, model, listener, limits, _),) = served
+    assert folder == out
     assert (engine, manifest.vocab_size, model) == ("engine", 10, "tiny-encrypted")
     assert (listener.port, listener.api_key, limits.max_running) == (8443, None, 16)
     assert listener.tls is not None
@@ -108,8 +109,41 @@ def test_the_default_identity_is_the_users_and_not_in_the_served_folder(
 
 def test_the_api_key_is_read_from_a_file(out: Path, tmp_path: Path, served: list[Any]) -> None:
     (tmp_path / "key").write_text("  secret \n")
+    (tmp_path / "key").chmod(0o600)
     command(out, identity=tmp_path / "identity", api_key_file=tmp_path / "key")
-    assert served[0][3].api_key == "secret"
+    assert served[0][4].api_key == "secret"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
+def test_an_address_for_strangers_needs_an_api_key(
+    out: Path,
+    tmp_path: Path,
+    host: str,
+    served: list[Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    identity = tmp_path / "identity"
+    with pytest.raises(RefusedError, match="--api-key-file"):
+        command(out, host=host, identity=identity)
+    assert not served
+    assert not identity.exists()
+    (tmp_path / "key").write_text("secret")
+    (tmp_path / "key").chmod(0o600)
+    command(out, host=host, identity=identity, api_key_file=tmp_path / "key", as_json=True)
+    assert capsys.readouterr().err == ""
+    command(out, host=host, identity=identity, insecure_no_api_key=True, as_json=True)
+    output = capsys.readouterr()
+    assert "no API key" in output.err
+    assert json.loads(output.out)["pin"]
+    assert [one[4].api_key for one in served] == ["secret", None]
+
+
+def test_loopback_needs_no_api_key_and_no_warning(
+    out: Path, tmp_path: Path, served: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(out, identity=tmp_path / "identity", insecure_no_api_key=True)
+    assert capsys.readouterr().err == ""
+    assert served[0][4].api_key is None
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n", b"\xff"])
@@ -118,6 +152,7 @@ def test_an_api_key_that_cannot_be_used_is_a_usage_error(
 ) -> None:
     if content is not None:
         (tmp_path / "key").write_bytes(content)
+        (tmp_path / "key").chmod(0o600)
     with pytest.raises(UsageError):
         command(out, identity=tmp_path / "identity", api_key_file=tmp_path / "key")
     assert not served

@@ -171,6 +171,8 @@ async def test_an_engine_that_is_not_ready_is_503(node: Node) -> None:
         (UsageError("x"), 400, "invalid"),
         (TransportError("x"), 502, "failed"),
         (RuntimeError("secret 123"), 500, "failed"),
+        (ConnectionResetError("secret 123"), 500, "failed"),  # not the client's connection
+        (TimeoutError("secret 123"), 500, "failed"),
     ],
 )
 async def test_errors_of_the_engine_before_the_first_token(
@@ -199,18 +201,44 @@ async def test_errors_of_the_engine_in_mid_stream_are_events(node: Node) -> None
     assert await node.metric('requests_total{outcome="failed"}') == 1
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, OSError, ConnectionError, TimeoutError])
+@pytest.mark.parametrize(
+    ("method", "path", "part"),
+    [
+        ("POST", GENERATE, "decode_request"),
+        ("POST", ABORT, "decode_aborts"),
+        ("GET", "/v1/models", "encode_card"),
+        ("GET", "/metrics", "Metrics.render"),
+    ],
+)
 async def test_our_own_faults_are_500_and_tell_nothing(
-    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    path: str,
+    part: str,
+    kind: type[Exception],
 ) -> None:
-    def fail(**_: Any) -> str:
-        raise RuntimeError("secret 123")
+    def fail(*_: Any, **__: Any) -> str:
+        raise kind("secret 123")
 
-    monkeypatch.setattr(node.server._metrics, "render", fail)
-    async with node.session.get("/metrics") as answer:
-        assert answer.status == 500
-        assert (await answer.json())["error"]["code"] == "internal_error"
-    assert "RuntimeError" in caplog.text
+    monkeypatch.setattr(f"veilrun.node.server.{part}", fail)
+    async with running() as node:
+        async with node.session.request(
+            method, path, data=b"{}" if method == "POST" else None
+        ) as answer:
+            assert answer.status == 500
+            assert (await answer.json())["error"]["code"] == "internal_error"
+            assert "secret" not in await answer.text()
+    assert f"a request failed with {kind.__name__}" in caplog.text
     assert "secret" not in caplog.text
+
+
+async def test_a_body_that_is_not_as_encoded_as_it_says_is_400(node: Node) -> None:
+    headers = {"Content-Encoding": "deflate"}
+    async with node.session.post(GENERATE, data=b"no deflate", headers=headers) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"]["code"] == "invalid_request"
 
 
 async def test_what_is_not_http_is_not_quoted_in_the_log(

@@ -23,7 +23,8 @@ from unit.node.subjects import (
     plain_model,
     write_tiny_llama,
 )
-from veilrun.errors import BusyError, CheckpointError, UsageError
+from veilrun.errors import BusyError
+from veilrun.node import transformers_engine
 from veilrun.node.capacity import Capacity
 from veilrun.node.transformers_engine import TransformersEngine, TransformersSettings
 from veilrun.wire.generate import GenerateRequest, SamplingParams
@@ -294,6 +295,41 @@ async def test_broken_engine_aborts_what_runs_and_comes_back(folder: Path, plain
         assert list(answer[0].token_ids) == plain_greedy(plain, PROMPTS[0], GREEDY.max_tokens)
 
 
+async def test_a_restart_that_fails_in_any_way_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transformers_engine, "_RESTART_S", 0.01)
+    async with started(folder) as engine:
+        launch, failures = engine._launch, [OSError("secret"), ValueError("secret")]
+
+        async def fail_first() -> None:
+            if failures:
+                raise failures.pop()
+            await launch()
+
+        monkeypatch.setattr(engine, "_launch", fail_first)
+        await collect(engine, GenerateRequest((VOCAB_SIZE + 7,), GREEDY))
+        await until(lambda: not failures and engine.ready)
+        assert engine._watcher is not None and not engine._watcher.done()
+    for kind in ("ValueError", "OSError"):
+        assert f"failed: {kind}" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_run_that_cannot_be_asked_is_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with started(folder) as engine:
+        first = engine._batch
+
+        def fail() -> None:
+            raise AttributeError("secret")
+
+        monkeypatch.setattr(first, "unblock", fail)
+        await until(lambda: engine._batch is not first and engine.ready)
+    assert "the run cannot be asked: AttributeError" in caplog.text
+
+
 async def test_stop_aborts_what_runs(folder: Path) -> None:
     async with started(folder) as engine:
         running = GenerateRequest((5,), replace(GREEDY, max_tokens=250, n=2))
@@ -305,48 +341,3 @@ async def test_stop_aborts_what_runs(folder: Path) -> None:
         assert not engine.ready
         with pytest.raises(BusyError):
             await collect(engine, GenerateRequest((5,), GREEDY))
-
-
-async def test_folder_without_a_configuration_is_a_checkpoint_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no configuration"):
-        TransformersEngine(tmp_path)
-
-
-async def test_missing_weight_is_an_error_and_not_random_numbers(
-    folder: Path, tmp_path: Path
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    damaged = write_tiny_llama(tmp_path / "damaged")
-    weights = load_file(damaged / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights.*up_proj"):
-        async with started(damaged):
-            pass
-
-
-async def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
-    pickled = write_tiny_llama(tmp_path / "pickled")
-    torch.save(plain_model(pickled).state_dict(), pickled / "pytorch_model.bin")
-    (pickled / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError):
-        async with started(pickled):
-            pass
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"max_model_len": 100_000},
-        {"max_model_len": 1},
-        {"cache_bytes": 10},
-        {"dtype": "float8"},
-        {"device": "no such device"},
-    ],
-)
-async def test_settings_that_do_not_suit_the_model_are_usage_errors(
-    folder: Path, settings: dict[str, Any]
-) -> None:
-    with pytest.raises(UsageError):
-        TransformersEngine(folder, TransformersSettings(**settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
@@ -175,8 +176,26 @@ def test_lines_have_an_end():
     reader.feed(b"data: " + b"x" * (MAX_LINE_BYTES - 10))
     with pytest.raises(DecodeError, match="has more than"):
         reader.feed(b"x" * 20)
+    with pytest.raises(DecodeError, match="has more than"):
+        EventReader().feed(b"data: " + b"x" * MAX_LINE_BYTES + b"\n")
     with pytest.raises(DecodeError, match="server-sent events"):
         EventReader().feed(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_line_in_many_packets_is_read_in_linear_time():
+    """Joining again at every packet would move 30 GB."""
+    reader, started_s = EventReader(), time.monotonic()
+    for _ in range(MAX_LINE_BYTES // 256 - 1):
+        assert reader.feed(b":" * 256) == []
+    assert reader.feed(b"\ndata: x\n") == [b"x"]
+    assert time.monotonic() - started_s < 1
+
+
+def test_more_choices_than_answers_are_refused_unread():
+    choices = [None] * 3  # reading one of them would be another error
+    body = json.dumps({"request_id": "r", "choices": choices}).encode()
+    with pytest.raises(DecodeError, match="choices has 3 entries, the limit is 2"):
+        AnswerReader(ASK, CODEC).events([body])
 
 
 def test_the_limit_of_a_whole_answer_fits_the_largest_one():

@@ -17,7 +17,9 @@ from veilrun.errors import DecodeError
 from veilrun.wire import generate, manifest
 from veilrun.wire.fields import INT64_MAX
 from veilrun.wire.generate import (
+    MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
+    MAX_STOP_TOKEN_IDS,
     Choice,
     GenerateRequest,
     GenerateResponse,
@@ -332,6 +334,21 @@ def test_token_ids_are_whole_numbers_of_63_bits(ids):
 def test_a_bias_maps_ids_to_numbers(bias):
     error = refusal({"token_ids": [1], "sampling_params": {"logit_bias": bias}})
     assert error.field == "sampling_params.logit_bias"
+
+
+def test_ids_with_a_cost_at_every_token_are_few():
+    most = {
+        "stop_token_ids": [*range(MAX_STOP_TOKEN_IDS)],
+        "logit_bias": {str(i): 1.0 for i in range(MAX_LOGIT_BIAS)},
+    }
+    body = json.dumps({"token_ids": [1], "sampling_params": most}).encode()
+    params = generate.decode_request(body).sampling_params
+    assert (len(params.stop_token_ids), len(params.logit_bias)) == (128, 1024)
+    too_many = {"stop_token_ids": [0] * 129, "logit_bias": {str(i): 0 for i in range(1025)}}
+    for name, value in too_many.items():
+        error = refusal({"token_ids": [1], "sampling_params": {name: value}})
+        assert error.field == f"sampling_params.{name}"
+        assert f"has {len(value)} entries, the limit is {len(value) - 1}" in str(error)
 
 
 def test_an_answer_has_as_many_logprobs_as_tokens():

@@ -128,7 +128,8 @@ async def _measure(report: Report, subject: Subject, n_pairs: int) -> None:
         for load in loads.values():
             await load(4, False)  # warm up
         for concurrency in (1, 16):
-            await _pairs(report, subject, loads, ("encrypted", "plain"), concurrency, n_pairs)
+            names = ("encrypted", "plain")
+            await _pairs(report, subject, loads, names, concurrency, 2 * n_pairs)
         for stream in (False, True):
             for concurrency in (1, 16):
                 names = ("proxy", "encrypted")
@@ -146,14 +147,13 @@ async def _pairs(
     stream: bool = False,
 ) -> None:
     speeds: dict[str, list[float]] = {name: [] for name in names}
-    proxy_cpu_s, n_proxy_tokens = 0.0, 0
+    cpu_us: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(n_pairs):
         for name in names if turn % 2 == 0 else names[::-1]:
-            start, used = time.monotonic(), _proxy_cpu_s()
+            start, used_s = time.monotonic(), _servers_cpu_s()
             n_tokens = await loads[name](concurrency, stream)
             speeds[name].append(n_tokens / (time.monotonic() - start))
-            if name == "proxy":
-                proxy_cpu_s, n_proxy_tokens = proxy_cpu_s + _proxy_cpu_s() - used, n_tokens
+            cpu_us[name].append((_servers_cpu_s() - used_s) / n_tokens * 1e6)
     ratios = [a / b for a, b in zip(speeds[names[0]], speeds[names[1]], strict=True)]
     facts: dict[str, Any] = {
         "subject": subject.name,
@@ -162,15 +162,16 @@ async def _pairs(
         f"{names[0]}_tokens_per_s": spread(speeds[names[0]]),
         f"{names[1]}_tokens_per_s": spread(speeds[names[1]]),
         "ratio": spread(ratios),
+        f"{names[0]}_cpu_us_per_token": spread(cpu_us[names[0]]),
+        f"{names[1]}_cpu_us_per_token": spread(cpu_us[names[1]]),
     }
+    cpu = [statistics.median(cpu_us[name]) for name in names]
     summary = (
         f"{statistics.median(ratios):.3f} ({facts[f'{names[0]}_tokens_per_s']['median']:.0f} over "
-        f"{facts[f'{names[1]}_tokens_per_s']['median']:.0f} tokens/s)"
+        f"{facts[f'{names[1]}_tokens_per_s']['median']:.0f} tokens/s; "
+        f"{cpu[0]:.0f} and {cpu[1]:.0f} CPU us/token)"
     )
     promise = ">= 0.99" if names[1] == "plain" else ">= 0.95" if concurrency == 16 else ""
-    if names[0] == "proxy":
-        facts["proxy_cpu_us_per_token"] = round(proxy_cpu_s / n_pairs / n_proxy_tokens * 1e6, 1)
-        summary += f", proxy {facts['proxy_cpu_us_per_token']:.0f} CPU us/token"
     how = f"{subject.name} x{concurrency}" + (" streamed" if stream else "")
     report.add(f"{names[0]}/{names[1]}: {how}", facts, summary, promise)
 
@@ -184,7 +185,7 @@ def _prompts(subject: Subject) -> list[tuple[int, ...]]:
 
 
 def _n_tokens(concurrency: int) -> int:
-    return 96 if concurrency == 1 else 64
+    return 64 if concurrency == 1 else 32
 
 
 def _node_load(
@@ -254,10 +255,7 @@ async def _usage(response: aiohttp.ClientResponse, *, stream: bool) -> int:
     return int(json.loads(last.removeprefix(b"data: "))["usage"]["completion_tokens"])
 
 
-def _proxy_cpu_s() -> float:
-    """CPU seconds of the proxy process so far."""
-    for process in psutil.Process().children():
-        if "proxy" in process.cmdline():
-            times = process.cpu_times()
-            return float(times.user + times.system)
-    return 0.0
+def _servers_cpu_s() -> float:
+    """CPU seconds of all nodes and the proxy so far; those that are not asked use none."""
+    times = [process.cpu_times() for process in psutil.Process().children()]
+    return float(sum(one.user + one.system for one in times))

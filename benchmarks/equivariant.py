@@ -29,7 +29,7 @@ def main() -> None:
         if options.only != "serve":
             encryption.run(report, work, 1 if options.quick else 3, big=not options.quick)
         if options.only != "encrypt":
-            serving.run(report, work, 3 if options.quick else 9)
+            serving.run(report, work, 3 if options.quick else 13)
     report.show()
 
 

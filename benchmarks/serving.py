@@ -129,7 +129,7 @@ async def _measure(report: Report, subject: Subject, n_pairs: int) -> None:
             await load(4, False)  # warm up
         for concurrency in (1, 16):
             names = ("encrypted", "plain")
-            await _pairs(report, subject, loads, names, concurrency, 2 * n_pairs)
+            await _pairs(report, subject, loads, names, concurrency, n_pairs)
         for stream in (False, True):
             for concurrency in (1, 16):
                 names = ("proxy", "encrypted")
@@ -185,7 +185,7 @@ def _prompts(subject: Subject) -> list[tuple[int, ...]]:
 
 
 def _n_tokens(concurrency: int) -> int:
-    return 64 if concurrency == 1 else 32
+    return 96 if concurrency == 1 else 64
 
 
 def _node_load(

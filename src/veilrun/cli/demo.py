@@ -7,10 +7,10 @@ import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.columns import Columns
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
+from rich.table import Table
 
 from veilrun.cli.options import JsonOption, guarantee, stderr, stdout
 from veilrun.types import EE
@@ -47,22 +47,21 @@ def demo(
 
 
 def _show(console: Console, story: Story) -> None:
-    width = max(36, min(60, console.width // 3 - 1))
     saw = (
-        f"[dim]your prompt, as ids[/]\n{_some(story.seen_ids)}\n"
-        f"[dim]read with the public tokenizer[/]\n{escape(repr(story.seen_as_text))}\n\n"
-        f"[dim]its answer, as ids[/]\n{_some(story.answered_ids)}\n"
-        f"[dim]read with the public tokenizer[/]\n{escape(repr(story.answered_as_text))}"
+        f"[dim]prompt, as ids[/]\n{_some(story.seen_ids)}\n"
+        f"[dim]read with the public tokenizer[/]\n{_printable(story.seen_as_text)}\n\n"
+        f"[dim]answer, as ids[/]\n{_some(story.answered_ids)}\n"
+        f"[dim]read with the public tokenizer[/]\n{_printable(story.answered_as_text)}"
     )
-    console.print(
-        Columns(
-            [
-                Panel(escape(story.typed), title="what you typed", width=width, style="green"),
-                Panel(saw, title="what the node saw", width=width, style="red"),
-                Panel(escape(story.answer), title="what you got", width=width, style="green"),
-            ]
-        )
+    panels = Table.grid(expand=True)
+    for _ in range(3):
+        panels.add_column(ratio=1)
+    panels.add_row(
+        Panel(escape(story.typed), title="what you typed", style="green"),
+        Panel(saw, title="what the node saw", style="red"),
+        Panel(escape(story.answer), title="what you got", style="green"),
     )
+    console.print(panels)
     agreed, made = story.agreement, story.encryption
     console.print(
         f"\nsame top token as the plain model at {agreed.top_token_share:.2%} of "
@@ -79,6 +78,11 @@ def _show(console: Console, story: Story) -> None:
 def _some(ids: tuple[int, ...]) -> str:
     shown = " ".join(map(str, ids[:24]))
     return shown + (f" … {len(ids)} in all" if len(ids) > 24 else "")
+
+
+def _printable(text: str) -> str:
+    """Text as it reads, on one line, without what a terminal would act on."""
+    return escape("".join(one if one.isprintable() else "\N{MIDDLE DOT}" for one in text))
 
 
 def _facts(story: Story) -> dict[str, object]:

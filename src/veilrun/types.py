@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
-
-PlainId = NewType("PlainId", int)
-"""A token id of the public tokenizer. Exists on the trusted side only."""
-
-CipherId = NewType("CipherId", int)
-"""A token id under the secret permutation: the only kind a node ever sees."""
 
 
 @dataclass(frozen=True, slots=True)

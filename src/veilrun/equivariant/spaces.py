@@ -99,13 +99,8 @@ class Spaces:
             case "position":
                 return Permute(torch.arange(size))
             case "query" | "key" | "value" | "context":
-                heads = self._heads(layer)
-                return {
-                    "query": heads.query,
-                    "key": heads.key,
-                    "value": heads.value,
-                    "context": heads.context,
-                }[axis]
+                one: Map = getattr(self._heads(layer), axis)
+                return one
             case "experts":
                 return permute(self.expert_order(layer))
             case "units" | "products":

@@ -20,7 +20,7 @@ import ipaddress
 import re
 import ssl
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -101,13 +101,7 @@ def server_context(identity: Identity) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_cert_chain(identity.certificate_path, identity.private_key_path)
-    except (ssl.SSLError, OSError) as error:
-        raise UsageError(
-            f"{identity.private_key_path} does not fit {identity.certificate_path}; "
-            "remove both to make a new identity with a new pin"
-        ) from error
+    _load_chain(context, identity)
     return context
 
 
@@ -120,13 +114,32 @@ def client_context(certificate_pem: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_REQUIRED
-    # The one trusted certificate ends the chain although it is no authority.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    try:
-        context.load_verify_locations(cadata=certificate_pem.decode("ascii"))
-    except (ssl.SSLError, UnicodeDecodeError, ValueError) as error:
-        raise UsageError("the certificate to trust is not in PEM form") from error
+    _trust_only(context, certificate_pem)
+    return context
+
+
+def peer_client_context(identity: Identity, certificate_pem: bytes) -> ssl.SSLContext:
+    """What one party calls another with: as `client_context`, and it shows its own certificate.
+
+    Raises:
+        UsageError: the private key does not fit, or what is to be trusted is not in PEM form.
+    """
+    context = client_context(certificate_pem)
+    _load_chain(context, identity)
+    return context
+
+
+def peer_server_context(identity: Identity, certificate_pems: Iterable[bytes]) -> ssl.SSLContext:
+    """What a party listens with: a caller must hold the key of one of these certificates.
+
+    Which of them it is, `streams.NameOf` learns from the certificate.
+
+    Raises:
+        UsageError: the private key does not fit, or what is to be trusted is not in PEM form.
+    """
+    context = server_context(identity)
+    context.num_tickets = 0  # parties meet once; a ticket would only be in the way at the end
+    _trust_only(context, b"\n".join(certificate_pems))
     return context
 
 
@@ -153,6 +166,26 @@ def parse_pin(text: str) -> bytes:
             f"this one has {len(text.strip())} characters"
         )
     return bytes.fromhex(match[1])
+
+
+def _load_chain(context: ssl.SSLContext, identity: Identity) -> None:
+    try:
+        context.load_cert_chain(identity.certificate_path, identity.private_key_path)
+    except (ssl.SSLError, OSError) as error:
+        raise UsageError(
+            f"{identity.private_key_path} does not fit {identity.certificate_path}; "
+            "remove both to make a new identity with a new pin"
+        ) from error
+
+
+def _trust_only(context: ssl.SSLContext, certificate_pems: bytes) -> None:
+    context.verify_mode = ssl.CERT_REQUIRED
+    # A trusted certificate ends the chain although it is no authority.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(cadata=certificate_pems.decode("ascii"))
+    except (ssl.SSLError, UnicodeDecodeError, ValueError) as error:
+        raise UsageError("the certificate to trust is not in PEM form") from error
 
 
 def _pin_of(certificate_pem: bytes) -> str:

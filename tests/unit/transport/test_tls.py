@@ -158,3 +158,22 @@ def test_key_of_another_certificate_is_a_usage_error(tmp_path: Path) -> None:
 def test_context_from_garbage_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="PEM"):
         tls.client_context(b"not a certificate")
+
+
+@pytest.mark.parametrize("trusted", [b"", b"no certificate", "é".encode()])
+def test_parties_trust_certificates_and_nothing_else(tmp_path: Path, trusted: bytes) -> None:
+    identity = tls.ensure_identity(tmp_path)
+    for make in (
+        lambda: tls.peer_client_context(identity, trusted),
+        lambda: tls.peer_server_context(identity, [trusted]),
+        lambda: tls.peer_server_context(identity, []),
+    ):
+        with pytest.raises(UsageError, match="not in PEM form"):
+            make()
+    for context in (
+        tls.peer_client_context(identity, identity.certificate_pem),
+        tls.peer_server_context(identity, [identity.certificate_pem]),
+    ):
+        assert context.verify_mode == ssl.CERT_REQUIRED
+        assert context.minimum_version == ssl.TLSVersion.TLSv1_3
+        assert context.cert_store_stats()["x509"] == 1

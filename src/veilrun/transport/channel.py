@@ -1,0 +1,392 @@
+"""Connections for code that waits: the synchronous twin of `streams` and of `rounds.drive`.
+
+A party that only computes and exchanges frames in step needs no event loop, and without one a
+round costs a fraction. The format is that of `streams`, so a channel and a stream understand
+each other; per frame: b"VRF", the version, 1 byte: 1; length u32 little-endian; the frame.
+
+Invariants. A `Channel` that failed or was interrupted half-way through a frame is dead: each
+later call raises `TransportError`. An `exchange` that fails ends every channel it used, so all
+its peers learn of it. Whatever a peer sends, a call returns or raises `PeerError` or
+`TransportError` within its `Bounds`. A peer that announces much and sends little costs no
+memory; the buffer grows with what has arrived.
+
+Not covered: sizes and times of frames show through TLS. The look-up of a host's name has no
+bound of ours. A channel or listener serves one thread at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self, TypeVar, final
+
+from veilrun.errors import (
+    DecodeError,
+    PeerError,
+    RefusedError,
+    TransportError,
+    UsageError,
+    VeilrunError,
+)
+from veilrun.transport.connection import DEFAULT_BOUNDS, Bounds, Traffic
+from veilrun.transport.rounds import Inbox, Protocol, Round
+from veilrun.transport.sockets import Job, Steps, TlsSocket, call, carry, open_port, wait
+from veilrun.transport.streams import NameOf, address_as_name
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_MAGIC: Final = b"VRF\x01"
+_HEADER: Final = struct.Struct("<4sI")
+_MAX_WAITING: Final = 16
+"""Clients that agree on keys at the same time; one more waits to be let in."""
+_RETRY_S: Final = 0.05
+
+
+@final
+class Channel:
+    """Frames to and from one peer. `connect` and `Listener.accept` make it.
+
+    peer: the other side's name, as this side calls it.
+    certificate: the other side's, in DER; None: it showed none.
+    """
+
+    def __init__(self, peer: str, link: TlsSocket, bounds: Bounds) -> None:
+        self.peer = peer
+        self.certificate = link.certificate
+        self._link = link
+        self._bounds = bounds
+        self._n_sent_frames = self._sent_bytes = 0
+        self._n_received_frames = self._received_bytes = 0
+        self._late_to_take = f"{peer} took no frame within {bounds.send_timeout_s:g} s"
+        self._late_to_send = f"{peer} sent no frame within {bounds.receive_timeout_s:g} s"
+        self._is_closed = False  # by this side
+        self._end: str | None = None  # why nothing passes any more
+
+    @property
+    def traffic(self) -> Traffic:
+        """What passed so far."""
+        return Traffic(
+            self._n_sent_frames, self._sent_bytes, self._n_received_frames, self._received_bytes
+        )
+
+    def send(self, frame: bytes) -> None:
+        """Hand one frame to the network; the peer may not have it yet.
+
+        Raises:
+            UsageError: the frame is larger than both sides agreed, or we closed before.
+            TransportError: the connection is lost, or takes nothing for `send_timeout_s`.
+        """
+        exchange({self.peer: self}, Round({self.peer: frame}, awaited=frozenset()))
+
+    def receive(self) -> bytes:
+        """The peer's next frame.
+
+        Raises:
+            PeerError: what came is no frame, or a larger one than both sides agreed.
+            TransportError: the connection is lost, or silent for `receive_timeout_s`.
+            UsageError: we closed before.
+        """
+        return exchange({self.peer: self}, Round({}, awaited={self.peer}))[self.peer]
+
+    def close(self) -> None:
+        """Deliver what `send` accepted, then part. Never fails; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            if self._end is None:
+                self._link.part(self._bounds.connect_timeout_s)
+        except (OSError, TransportError) as error:  # lost: there is no more to part from
+            _log.debug("parting from %s: %s", self.peer, error)
+        finally:
+            self._link.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What `exchange` does with each channel.
+
+    def _check(self, frame: bytes) -> None:
+        if self._is_closed:
+            raise UsageError(f"this side has closed the connection to {self.peer}")
+        if self._end is not None:
+            raise TransportError(f"the connection to {self.peer} has ended: {self._end}")
+        limit = min(self._bounds.max_frame_bytes, 2**32 - 1)
+        if len(frame) > limit:
+            raise UsageError(f"frame of {len(frame)} bytes to {self.peer}, the limit is {limit}")
+
+    def _fail(self, error: BaseException) -> None:
+        self._end = str(error) or type(error).__name__
+        self._link.socket.close()
+
+    def _sending(self, frame: bytes, now_s: float) -> Job[None]:
+        deadline_s = now_s + self._bounds.send_timeout_s
+        return Job(self._link, self._send(frame), deadline_s, self._late_to_take)
+
+    def _receiving(self, now_s: float) -> Job[bytes]:
+        deadline_s = now_s + self._bounds.receive_timeout_s
+        return Job(self._link, self._receive(), deadline_s, self._late_to_send)
+
+    def _send(self, frame: bytes) -> Steps[None]:
+        try:
+            yield from self._link.write(_HEADER.pack(_MAGIC, len(frame)), frame)
+        except OSError as error:
+            raise TransportError(f"lost {self.peer}: {error}") from error
+        self._n_sent_frames += 1
+        self._sent_bytes += len(frame)
+
+    def _receive(self) -> Steps[bytes]:
+        header = yield from self._read(_HEADER.size, "before a frame")
+        magic, n_bytes = _HEADER.unpack(header)
+        if magic != _MAGIC:
+            raise DecodeError(f"{self.peer} does not send frames of version 1")
+        if n_bytes > self._bounds.max_frame_bytes:
+            raise PeerError(
+                f"{self.peer} sends a frame of {n_bytes} bytes, "
+                f"the limit is {self._bounds.max_frame_bytes}"
+            )
+        frame = yield from self._read(n_bytes, "within a frame")
+        self._n_received_frames += 1
+        self._received_bytes += n_bytes
+        return frame
+
+    def _read(self, n_bytes: int, where: str) -> Steps[bytes]:
+        try:
+            content = yield from self._link.read(n_bytes)
+        except OSError as error:
+            raise TransportError(f"lost {self.peer}: {error}") from error
+        if content is None:
+            raise TransportError(f"{self.peer} closed the connection {where}")
+        return content
+
+
+# --- rounds --------------------------------------------------------------------------------
+
+
+def exchange(channels: Mapping[str, Channel], round_: Round) -> Inbox:
+    """Send all that goes out and receive all that is awaited, everything at once.
+
+    Raises:
+        UsageError: there is no such channel, we closed it, or a frame is larger than agreed.
+            Nothing was sent then.
+        PeerError, TransportError: as `Channel.send` and `Channel.receive` say.
+    """
+    senders = round_.senders
+    used = {*round_.outgoing, *senders}
+    if unknown := used.difference(channels):
+        names = ", ".join(sorted(unknown))
+        raise UsageError(f"no such peer: {names}; known: {', '.join(sorted(channels))}")
+    for peer in used:
+        channels[peer]._check(round_.outgoing.get(peer, b""))
+    now_s = time.monotonic()
+    sending = [channels[peer]._sending(one, now_s) for peer, one in round_.outgoing.items()]
+    receiving = [channels[peer]._receiving(now_s) for peer in senders]
+    try:
+        # Both directions at once: two parties that each first send more than the network's
+        # buffers hold would wait for one another for ever.
+        carry([*sending, *receiving])
+    except BaseException as error:
+        for peer in used:
+            channels[peer]._fail(error)
+        raise
+    return {peer: job.result for peer, job in zip(senders, receiving, strict=True)}
+
+
+def run(protocol: Protocol[T], channels: Mapping[str, Channel]) -> T:
+    """Run one party; `channels` go by the names the protocol calls its peers.
+
+    The caller owns the channels and closes them; after a failure they are of no more use.
+
+    Raises:
+        UsageError: the protocol names a peer that there is no channel to.
+        PeerError, TransportError: from a channel; whatever the protocol itself raises.
+    """
+    try:
+        round_ = next(protocol)
+        while True:
+            round_ = protocol.send(exchange(channels, round_))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        protocol.close()
+
+
+# --- who is there --------------------------------------------------------------------------
+
+
+def connect(
+    host: str,
+    port: int,
+    *,
+    peer: str,
+    context: ssl.SSLContext,
+    bounds: Bounds = DEFAULT_BOUNDS,
+    patience_s: float = 0.0,
+) -> Channel:
+    """Connect to `peer` at host:port.
+
+    patience_s: for how long to call again while nobody answers; parties start in any order.
+
+    Raises:
+        RefusedError: `context` checks no certificate.
+        VerificationError: the certificate is not the expected one.
+        PeerError: whoever answers does not speak TLS as we do.
+        TransportError: nobody answers, or not within `connect_timeout_s`.
+    """
+    if context.verify_mode != ssl.CERT_REQUIRED:
+        raise RefusedError(f"the TLS context for {peer} checks no certificate")
+    last_call_s = time.monotonic() + patience_s - _RETRY_S
+    while True:
+        try:
+            return Channel(peer, call(host, port, peer, context, bounds.connect_timeout_s), bounds)
+        except TransportError:
+            if time.monotonic() > last_call_s:
+                raise
+        time.sleep(_RETRY_S)
+
+
+def listen(
+    host: str,
+    port: int,
+    *,
+    context: ssl.SSLContext,
+    name_of: NameOf = address_as_name,
+    bounds: Bounds = DEFAULT_BOUNDS,
+) -> Listener:
+    """Listen until the listener is closed; port 0 takes a free one.
+
+    Raises:
+        TransportError: the address is taken or not ours.
+    """
+    return Listener(open_port(host, port), context, name_of, bounds)
+
+
+@final
+class Listener:
+    """Clients that come, one at a time. Closes at the end of a `with` block; the channels that
+    were accepted stay. port: where it listens.
+
+    Clients agree on keys while `accept` runs, several at once, so one that says nothing does
+    not keep the others waiting.
+    """
+
+    def __init__(
+        self, plain: socket.socket, context: ssl.SSLContext, name_of: NameOf, bounds: Bounds
+    ) -> None:
+        self.port: int = plain.getsockname()[1]
+        plain.setblocking(False)
+        self._plain = plain
+        self._context = context
+        self._name_of = name_of
+        self._bounds = bounds
+        self._callers: list[_Caller] = []
+        self._is_closed = False
+
+    def accept(self, timeout_s: float | None = None) -> Channel:
+        """The next client; without `timeout_s`, however long it takes.
+
+        Raises:
+            TransportError: nobody came within `timeout_s`, or the system lets nobody in.
+            UsageError: we closed before.
+        """
+        if self._is_closed:
+            raise UsageError("this side does not listen any more")
+        until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self._let_in()
+            for caller in list(self._callers):
+                channel = self._welcome(caller)
+                if channel is not None:
+                    return channel
+            if time.monotonic() >= until_s:
+                raise TransportError(f"nobody connected within {timeout_s:g} s")
+            has_room = len(self._callers) < _MAX_WAITING
+            jobs = [caller.job for caller in self._callers]
+            wait(jobs, self._plain if has_room else None, until_s)
+
+    def close(self) -> None:
+        """Listen no more and turn away who was not accepted; a second call does nothing."""
+        self._is_closed = True
+        self._plain.close()
+        for caller in self._callers:
+            caller.link.socket.close()
+        self._callers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _let_in(self) -> None:
+        while len(self._callers) < _MAX_WAITING:
+            try:
+                plain, address = self._plain.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:  # gone again
+                continue
+            except OSError as error:
+                raise TransportError(f"cannot let clients in: {error}") from error
+            self._callers.append(_Caller(plain, address, self._context, self._bounds))
+
+    def _welcome(self, caller: _Caller) -> Channel | None:
+        """The channel to a caller that agreed on keys and has a name. Others are turned away."""
+        is_kept = False
+        try:
+            caller.job.advance()
+            if caller.job.is_done:
+                name = self._name_of(caller.link.certificate, caller.address)
+                is_kept = True
+                self._callers.remove(caller)
+                return Channel(name, caller.link, self._bounds)
+            caller.job.check_time(time.monotonic())
+            is_kept = True
+        except (VeilrunError, OSError, EOFError) as error:
+            _log.warning("turned away %s: %s", caller.address, str(error) or "it hung up")
+        finally:
+            if not is_kept:
+                self._callers.remove(caller)
+                caller.link.socket.close()
+        return None
+
+
+@final
+class _Caller:
+    """A client that is agreeing on keys with us."""
+
+    def __init__(
+        self,
+        plain: socket.socket,
+        address: tuple[str, int],
+        context: ssl.SSLContext,
+        bounds: Bounds,
+    ) -> None:
+        self.address = "{}:{}".format(*address[:2])
+        self.link = TlsSocket(plain, context, None)
+        timeout_s = bounds.connect_timeout_s
+        late = f"it agreed on no keys within {timeout_s:g} s"
+        deadline_s = time.monotonic() + timeout_s
+        self.job = Job(self.link, self.link.shake_hands(), deadline_s, late)

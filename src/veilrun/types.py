@@ -33,3 +33,17 @@ EE = Mode(
         "can be matched to it); frequency analysis of ids under a long-lived key"
     ),
 )
+
+MPC = Mode(
+    name="mpc",
+    node_gets=(
+        "dealer: the length of a text and when it comes; assistant: half of each value, which is "
+        "random on its own; client: the answer, and no weight"
+    ),
+    stands_against="any one of the three parties that follows the protocol but looks at all it has",
+    does_not_stop=(
+        "two parties that pool what they have (each pair together learns text or weights); a party "
+        "that deviates from the protocol (wrong answers, not noticed); what the answers themselves "
+        "betray of the model; all three on one machine, which protects nothing"
+    ),
+)

@@ -13,6 +13,7 @@ from veilrun.cli.check import check
 from veilrun.cli.demo import demo
 from veilrun.cli.encrypt import encrypt
 from veilrun.cli.keygen import keygen
+from veilrun.cli.mpc import app as mpc
 from veilrun.cli.node import node
 from veilrun.cli.proxy import proxy
 from veilrun.errors import VeilrunError
@@ -55,6 +56,7 @@ app.command(rich_help_panel=_YOURS)(check)
 app.command(rich_help_panel=_YOURS)(proxy)
 app.command(rich_help_panel=_YOURS)(chat)
 app.command(rich_help_panel=_THEIRS)(node)
+app.add_typer(mpc, name="mpc", rich_help_panel="Among three parties")
 
 
 def main() -> None:

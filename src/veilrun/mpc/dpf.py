@@ -1,0 +1,300 @@
+"""Distributed point functions: two short keys whose expansions add up to a scaled unit vector.
+
+A dealer knows a point p and one or two payloads beta, and gives each of two parties a seed, and
+both the same correction. For each payload a party expands its key to 2^n values that look random
+to it; the two expansions sum to beta at p and to 0 elsewhere, mod 2^out_bits. So the inner product
+of an expansion with a rotated public table is a share of beta times one of its entries, and no
+party learns which (`lookup`), nor beta.
+
+Construction: the half-tree of Guo et al. 2022 (eprint 2022/1431), ended early, for a semi-honest
+dealer. The hash is H_c(x) = AES_{k_c}(s(x)) ^ s(x) with s(hi||lo) = (hi^lo)||hi, which is linear
+and has no fixed differences (Guo et al. 2020); lo is the first eight bytes, and words are
+little-endian. k_0 is for the tree, k_1..k_m for the blocks of a leaf and k_{m+1}..k_{2m} for those
+of a second payload, all made from a public tweak: use a new one for each batch of keys.
+
+- A node is 16 bytes; its lowest bit is its control bit t. The roots are the seeds, with lowest
+  bit b for party b, and differ by D.
+- Level i with word CW_i: left = H_0(x) ^ t CW_i, right = left ^ x. With a the i-th highest bit of
+  p, CW_i = H_0(x_0) ^ H_0(x_1) ^ (1 - a) D for the parties' nodes x_0, x_1 on the path to p.
+  On the path the nodes differ by D: there left_0 ^ left_1 = (1 - a) D and right_0 ^ right_1 = a D,
+  so the child on the path differs by D again and the other one does not differ at all. Off the
+  path equal nodes have equal children.
+- A leaf is q = n - log2(lanes) levels down and C(x) = H_1(x)||..||H_m(x), read as lanes of
+  out_bits. Party b's share is (-1)^b (C(x) + t W). Equal leaves cancel; on the path t_0 - t_1 is
+  1 or -1, so W = (-1)^{t_1} (beta e - C(x_0) + C(x_1)) makes the sum beta e, e the unit vector of
+  p's lane. A second payload has its own C and W on the same tree.
+
+A correction is CW_1..CW_q, W, and W of the second payload. Invariant: no randomness is drawn here,
+and results are the same to the last bit with and without the native kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from veilrun.errors import UsageError
+from veilrun.mpc import dpf_fallback, native
+
+Array = npt.NDArray[Any]
+
+_LANES: dict[int, np.dtype[Any]] = {
+    16: np.dtype(np.uint16),
+    32: np.dtype(np.uint32),
+    64: np.dtype(np.uint64),
+}
+_MAX_N_BITS = 24
+_MAX_PAYLOADS = 2
+_MAX_TABLES = 4
+_TABLE_MARGIN_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What the keys expand to: for each payload 2^n_bits values mod 2^out_bits.
+
+    n_bits: 1 to 24. out_bits: 16, 32 or 64. n_payloads: 1 or 2.
+    """
+
+    n_bits: int
+    out_bits: int
+    n_payloads: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_bits <= _MAX_N_BITS or self.out_bits not in _LANES:
+            raise UsageError(
+                f"no point functions of 2^{self.n_bits} values of {self.out_bits} bits"
+            )
+        if not 1 <= self.n_payloads <= _MAX_PAYLOADS:
+            raise UsageError(f"no point functions with {self.n_payloads} payloads")
+
+    @property
+    def size(self) -> int:
+        """The number of values."""
+        return 1 << self.n_bits
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The values' dtype: uint16, uint32 or uint64."""
+        return _LANES[self.out_bits]
+
+    @property
+    def n_blocks(self) -> int:
+        """m, hash blocks per leaf and payload. Two take as many bytes as one, and fewer hashes."""
+        return 2 if self.size * self.out_bits >= 256 else 1
+
+    @property
+    def n_levels(self) -> int:
+        """q, levels above the leaves; 0 where one leaf holds all values."""
+        n_leaves = self.size * self.out_bits // (128 * self.n_blocks)
+        return max(n_leaves, 1).bit_length() - 1
+
+    @property
+    def correction_bytes(self) -> int:
+        """How long one key's correction is."""
+        return 16 * (self.n_levels + self.n_blocks * self.n_payloads)
+
+
+def generate(
+    points: Array,
+    seeds0: Array,
+    seeds1: Array,
+    domain: Domain,
+    tweak: bytes,
+    payloads: Array | None = None,
+) -> Array:
+    """The corrections of a batch of keys, as the dealer makes them.
+
+    points: uint32 [N], each below 2^n_bits. seeds0, seeds1: uint8 [N, 16], independent and
+    uniform; their lowest bits do not count. tweak: 16 public bytes, new for each batch.
+    payloads: [n_payloads, N] of the domain's dtype; one payload is 1 where none is given.
+    Returns uint8 [N, correction_bytes].
+
+    Raises:
+        UsageError: shapes or dtypes that do not fit, a point beyond the domain, or a domain of
+            two payloads and none given.
+    """
+    n = len(points)
+    _check("points", points, np.uint32, (n,))
+    _check("seeds0", seeds0, np.uint8, (n, 16))
+    _check("seeds1", seeds1, np.uint8, (n, 16))
+    if n and int(points.max()) >= domain.size:
+        raise UsageError(f"point {int(points.max())} is beyond 2^{domain.n_bits} values")
+    if payloads is None:
+        payloads = np.ones((1, n), domain.dtype)
+    _check("payloads", payloads, domain.dtype, (domain.n_payloads, n))
+    aes_keys = _aes_keys(tweak, domain)
+    kernel = _aes_kernel()
+    if kernel is None:
+        return dpf_fallback.generate(points, seeds0, seeds1, payloads, domain, aes_keys)
+    out = np.empty((n, domain.correction_bytes), np.uint8)
+    batch = _Batch(kernel, 0, seeds0, out, domain, aes_keys)
+    others = [native.contiguous(one) for one in (points, seeds1, payloads)]
+    kernel.call("dpf_generate", batch.part(0, n), *others, out)
+    return out
+
+
+def lookup(
+    party: int,
+    seeds: Array,
+    corrections: Array,
+    indices: Array,
+    tables: Array,
+    domain: Domain,
+    tweak: bytes,
+    *,
+    payload_of: Sequence[int] | None = None,
+    n_threads: int = 1,
+) -> Array:
+    """Shares of beta tables[t, (indices[e] - p_e) mod 2^n_bits], p_e and beta those of key e.
+
+    party: 0 or 1. seeds: uint8 [N, 16]. corrections: uint8 [N, correction_bytes]. indices: uint32
+    [N], taken mod 2^n_bits. tables: [T, 2^n_bits] of the domain's dtype, T from 1 to 4. tweak: as
+    the dealer had it. payload_of: for each table which payload is beta; the first, where not
+    given. n_threads: each takes a part of the keys. Returns [T, N]; the two parties' results sum
+    to the products mod 2^out_bits.
+
+    Raises:
+        UsageError: shapes or dtypes that do not fit, or a payload that the keys do not have.
+    """
+    n = len(seeds)
+    _check_key(party, seeds, corrections, domain)
+    _check("indices", indices, np.uint32, (n,))
+    _check("tables", tables, domain.dtype, (len(tables), domain.size))
+    if not 1 <= len(tables) <= _MAX_TABLES:
+        raise UsageError(f"a look-up takes 1 to {_MAX_TABLES} tables, not {len(tables)}")
+    chosen = _chosen(payload_of, len(tables), domain)
+    aes_keys = _aes_keys(tweak, domain)
+    windows = _unrolled(tables, domain)
+    kernel = _aes_kernel()
+    if kernel is None:
+        return dpf_fallback.lookup(
+            party, seeds, corrections, indices, windows, chosen, domain, aes_keys
+        )
+    out = np.empty((len(tables), n), domain.dtype)
+    batch = _Batch(kernel, party, seeds, corrections, domain, aes_keys)
+    at = native.contiguous(indices)
+
+    def run(first: int, end: int) -> None:
+        kernel.call(
+            "dpf_lookup", batch.part(first, end), at[first:end], windows, len(tables), chosen,
+            windows.shape[1], n, kernel.dpf_scratch(domain.n_levels), out[:, first:],
+        )  # fmt: skip
+
+    native.spread(run, n, n_threads, unit=32)
+    return out
+
+
+def expand(party: int, seeds: Array, corrections: Array, domain: Domain, tweak: bytes) -> Array:
+    """This party's share of each key's unit vector, times its payload.
+
+    Arguments as in `lookup`. Returns [N, 2^n_bits] of the domain's dtype, or [2, N, 2^n_bits]
+    where the domain has two payloads.
+
+    Raises:
+        UsageError: shapes or dtypes that do not fit.
+    """
+    _check_key(party, seeds, corrections, domain)
+    aes_keys = _aes_keys(tweak, domain)
+    kernel = _aes_kernel()
+    if kernel is None:
+        out = dpf_fallback.expand(party, seeds, corrections, domain, aes_keys)
+    else:
+        n = len(seeds)
+        out = np.empty((domain.n_payloads, n, domain.size), domain.dtype)
+        batch = _Batch(kernel, party, seeds, corrections, domain, aes_keys)
+        kernel.call("dpf_expand", batch.part(0, n), kernel.dpf_scratch(domain.n_levels), out)
+    return out if domain.n_payloads > 1 else out[0]
+
+
+def _chosen(payload_of: Sequence[int] | None, n_tables: int, domain: Domain) -> Array:
+    """Each table's payload, int32 [T]."""
+    wanted = [0] * n_tables if payload_of is None else list(payload_of)
+    if len(wanted) != n_tables or any(not 0 <= one < domain.n_payloads for one in wanted):
+        raise UsageError(f"payloads {wanted}: {n_tables} tables, {domain.n_payloads} payloads")
+    return np.array(wanted, np.int32)
+
+
+def _unrolled(tables: Array, domain: Domain) -> Array:
+    """Rows such that tables[t, (i - j) mod size] is rows[t, (-i mod size) + j], with a margin."""
+    margin = _TABLE_MARGIN_BYTES // domain.dtype.itemsize
+    rows = np.zeros((len(tables), 2 * domain.size + margin), domain.dtype)
+    backwards = np.roll(tables[:, ::-1], 1, axis=1)
+    rows[:, : domain.size] = backwards
+    rows[:, domain.size : 2 * domain.size] = backwards
+    return rows
+
+
+def _aes_kernel() -> native.Kernel | None:
+    kernel = native.KERNEL
+    return kernel if kernel is not None and kernel.has_aes else None
+
+
+def _aes_keys(tweak: bytes, domain: Domain) -> bytes:
+    """k_0 and those of the leaf blocks, 16 bytes each."""
+    if len(tweak) != 16:
+        raise UsageError(f"a tweak has 16 bytes, not {len(tweak)}")
+    digests = (
+        hashlib.sha256(b"veilrun dpf" + tweak + bytes([block])).digest()
+        for block in range(1 + domain.n_blocks * domain.n_payloads)
+    )
+    return b"".join(digest[:16] for digest in digests)
+
+
+class _Batch:
+    """Keys as the kernel takes them; holds the arrays that the structures point into."""
+
+    def __init__(
+        self,
+        kernel: native.Kernel,
+        party: int,
+        seeds: Array,
+        corrections: Array,
+        domain: Domain,
+        aes_keys: bytes,
+    ) -> None:
+        self._features = int(kernel.features)
+        self._party = party
+        self._domain = domain
+        self._aes_keys = np.frombuffer(aes_keys, np.uint8)
+        self._seeds = native.contiguous(seeds)
+        self._corrections = native.contiguous(corrections)
+
+    def part(self, first: int, end: int) -> Any:
+        """Keys first to end, by reference."""
+        domain = self._domain
+        return ctypes.byref(
+            native.DpfBatch(
+                self._features,
+                self._party,
+                domain.n_bits,
+                domain.out_bits,
+                domain.n_levels,
+                domain.n_blocks,
+                domain.n_payloads,
+                end - first,
+                self._aes_keys.ctypes.data,
+                self._seeds[first:].ctypes.data,
+                self._corrections[first:].ctypes.data,
+            )
+        )
+
+
+def _check_key(party: int, seeds: Array, corrections: Array, domain: Domain) -> None:
+    if party not in (0, 1):
+        raise UsageError(f"party must be 0 or 1, is {party}")
+    _check("seeds", seeds, np.uint8, (len(seeds), 16))
+    _check("corrections", corrections, np.uint8, (len(seeds), domain.correction_bytes))
+
+
+def _check(name: str, array: Array, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
+    if array.dtype != np.dtype(dtype) or array.shape != shape:
+        raise UsageError(
+            f"{name} must be {np.dtype(dtype)} {list(shape)}, is {array.dtype} {list(array.shape)}"
+        )

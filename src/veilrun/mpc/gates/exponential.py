@@ -1,0 +1,77 @@
+"""e^x of a masked value, exactly: the step by table, the rest by e^(a + b) = e^a e^b. No round.
+
+The value comes masked, X = x + m mod 2^w, with I, X_low, D and m_low as in `interpolate`, so
+x = (I - D) 2^s + X_low - m_low.
+
+    offline   keys of u, u[D] = e^(-m_low), else 0: corrections to both
+    online    z_k = e^(X_low) sum_t u_k[t] T[I - t]
+
+    sum: T[i] e^(X_low - m_low), i = I - D.
+
+All three are integers with bits after the point, which `shrink` takes off again.
+Source: the facts' e^(S - m) = e^S e^-m, with the wrap resolved by the point function, so that
+the range of the exponent is that of the table and not of the ring.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from veilrun.mpc import dpf
+from veilrun.mpc.gates import shrink
+from veilrun.mpc.gates.interpolate import divide, split
+from veilrun.mpc.machines.dealer import Dealer
+from veilrun.mpc.machines.party import Party
+from veilrun.mpc.machines.tracer import Tracer
+from veilrun.mpc.machines.twin import Twin
+from veilrun.mpc.plan import Keys
+from veilrun.mpc.shares import Array, Masked, Shared, wrap
+from veilrun.mpc.tables import ExpTable
+
+
+def trace(machine: Tracer, name: str, table: ExpTable, x: Masked) -> Shared:
+    machine.want(Keys(int(np.prod(x.shape, dtype=np.int64)), table.domain))
+    return machine.shared(x.shape, table.bits)
+
+
+def deal(machine: Dealer, name: str, table: ExpTable, x: Masked) -> Shared:
+    point, low = divide(x.mask, table.low_bits)
+    machine.keys(point, table.domain, factors(table, -1)[low][None])
+    return machine.unknown(x.shape, table.bits)
+
+
+def run(machine: Party, name: str, table: ExpTable, x: Masked) -> Shared:
+    machine.watch_mask(x.mask, table.low_bits)
+    index, low = divide(x.array, table.low_bits)
+    found = dpf.lookup(
+        machine.index,
+        *machine.take_keys(),
+        index,
+        table.values[None],
+        table.domain,
+        machine.tweak,
+        n_threads=machine.n_threads,
+    )
+    bits = table.bits + table.extra_bits
+    values = wrap(found[0] * factors(table, +1)[low], bits)
+    return shrink.run(machine, Shared(values.reshape(x.shape), bits), table.extra_bits)
+
+
+def plain(machine: Twin, name: str, table: ExpTable, x: Masked) -> Shared:
+    mask_low = machine.low_bits(x.shape, table.low_bits)
+    i, rest = split(x.array, mask_low, table.low_bits, table.index_bits)
+    low = rest + mask_low & ((1 << table.low_bits) - 1)
+    # Below 2^63 by the table's making, so the signed product is the ring's.
+    value = (table.values[i] * factors(table, -1)[mask_low] * factors(table, +1)[low]).astype(
+        np.int64
+    )
+    bits = table.bits + table.extra_bits
+    return shrink.plain(machine, Shared(value, bits), table.extra_bits)
+
+
+def factors(table: ExpTable, sign: int) -> Array:
+    """e^(sign low unit) for every value of the low bits, in the table's dtype."""
+    low = np.arange(2**table.low_bits, dtype=np.float64)
+    scaled = np.rint(np.exp(sign * low * table.unit) * 2.0**table.factor_bits)
+    result: Array = scaled.astype(table.values.dtype)
+    return result

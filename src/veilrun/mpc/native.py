@@ -1,0 +1,165 @@
+"""The native kernel: a shared library of C loops, found where it was built, called with ctypes.
+
+It is optional. `KERNEL` is what `ring` and `dpf` use, and None where the package was installed
+without a C compiler; they then compute the same with numpy. A test that wants one or the other
+sets `KERNEL`.
+
+Invariant: nothing here checks a shape. The callers have, and hand over C-contiguous arrays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+_NAME = "veilrun.mpc._kernel"
+_ABI = 2
+_ALIGNMENT = 64
+
+_PTR, _I32, _I64, _U32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
+
+
+class Feature(enum.IntFlag):
+    """What a processor can do; the values are those of `kernel.h`."""
+
+    AVX2 = 1
+    AVX512 = 2
+    IFMA = 4
+    VNNI = 8
+    AES = 16
+    VAES = 32
+
+
+class DpfBatch(ctypes.Structure):
+    """`dpf_batch` of `kernel.h`. It points into arrays; whoever fills it keeps them alive."""
+
+    _fields_ = (
+        ("features", _U32),
+        ("party", _I32),
+        ("n_bits", _I32),
+        ("out_bits", _I32),
+        ("q", _I32),
+        ("m", _I32),
+        ("n_payloads", _I32),
+        ("n_keys", _I64),
+        ("aes_keys", _PTR),
+        ("seeds", _PTR),
+        ("corrections", _PTR),
+    )
+
+
+_BATCH = ctypes.POINTER(DpfBatch)
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "veilrun_pack_bits": (_I32, _PTR, _I64, _I32, _PTR),
+    "veilrun_unpack_bits": (_I32, _PTR, _I64, _I32, _I64, _PTR),
+    "veilrun_gather": (_I32, _PTR, _I64, _I64, _PTR, _PTR),
+    "veilrun_pack_strips": (_I32, _PTR, _I64, _I64, _PTR),
+    "veilrun_matmul": (_U32, _I32, _PTR, _I64, _I64, _PTR, _I64, _I64, _I64, _PTR),
+    "veilrun_matmul_batch": (_U32, _I32, _PTR, _PTR, _I64, _I64, _I64, _I64, _PTR, _PTR),
+    "veilrun_dpf_lookup": (_BATCH, _PTR, _PTR, _I32, _PTR, _I64, _I64, _PTR, _PTR),
+    "veilrun_dpf_expand": (_BATCH, _PTR, _PTR),
+    "veilrun_dpf_generate": (_BATCH, _PTR, _PTR, _PTR, _PTR),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The library and the processor features it may use.
+
+    `call("pack_bits", ...)` calls `veilrun_pack_bits`; numpy arrays go as their addresses. The
+    interpreter lock is free meanwhile.
+    """
+
+    library: ctypes.CDLL
+    features: Feature
+
+    @property
+    def has_aes(self) -> bool:
+        """Whether it serves `dpf`."""
+        return Feature.AES in self.features
+
+    def limited(self, features: Feature) -> Kernel:
+        """The same library, without the features that are not named."""
+        return Kernel(self.library, self.features & features)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function that returns nothing."""
+        values = [one.ctypes.data if isinstance(one, np.ndarray) else one for one in arguments]
+        getattr(self.library, f"veilrun_{name}")(*values)
+
+    def dpf_scratch(self, n_levels: int) -> Array:
+        """Room for the nodes of a group of trees."""
+        return aligned(int(self.library.veilrun_dpf_scratch_bytes(n_levels)))
+
+
+def load() -> Kernel | None:
+    """The kernel with all this processor's features; None where there is none to load."""
+    spec = find_spec(_NAME)
+    if spec is None or spec.origin is None or not spec.origin.endswith(tuple(EXTENSION_SUFFIXES)):
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+        if library.veilrun_abi() != _ABI:  # an older build, left beside newer sources
+            return None
+        for name, signature in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = signature, None
+        library.veilrun_features.restype = _U32
+        library.veilrun_dpf_scratch_bytes.argtypes = (_I32,)
+        library.veilrun_dpf_scratch_bytes.restype = _I64
+    except (OSError, AttributeError):  # built for another machine, or not this library at all
+        return None
+    return Kernel(library, Feature(library.veilrun_features()))
+
+
+def aligned(n_bytes: int) -> Array:
+    """Uninitialised uint8 [n_bytes] that starts on a cache line."""
+    memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + n_bytes]
+
+
+def contiguous(array: Array) -> Array:
+    """The array as the kernel reads it: aligned, in C order; a copy only where it must be."""
+    return array if array.flags.c_contiguous and array.flags.aligned else array.copy()
+
+
+def spread(run: Callable[[int, int], None], n_items: int, n_threads: int, unit: int = 1) -> None:
+    """`run(first, end)` over parts of range(n_items), one per thread; parts start at `unit`s."""
+    n_units = -(-n_items // unit)
+    n_parts = max(1, min(n_threads, n_units))
+    bounds = [min(n_items, n_units * part // n_parts * unit) for part in range(n_parts + 1)]
+    if n_parts == 1:
+        run(0, n_items)
+        return
+    pool = _pool(os.getpid(), n_parts - 1)
+    others = [pool.submit(run, bounds[i], bounds[i + 1]) for i in range(1, n_parts)]
+    try:
+        run(bounds[0], bounds[1])
+    finally:  # the parts write into arrays of the caller's: none may outlive this call
+        for other in others:
+            other.exception()
+    for other in others:
+        other.result()
+
+
+@lru_cache(maxsize=8)
+def _pool(_process: int, n_threads: int) -> ThreadPoolExecutor:
+    """Threads of this process; those of a parent are not there after a fork."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="veilrun-kernel")
+
+
+KERNEL: Kernel | None = load()

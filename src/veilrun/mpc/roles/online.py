@@ -1,0 +1,181 @@
+"""One inference at a party, from the agreement on what is computed to the last frame.
+
+    hello     both say version, model, run, profile, serial and length; any difference ends it
+    prepare   material is read, checked and taken apart; nothing was sent that it hides
+    use       both write the serial into their ledgers
+    go        P1 says so; the clock starts
+    run       the embedding question, where the embedding is secret; then the network
+
+Invariant: no opening leaves a party before the peer's hello was checked and the ledger written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, final
+
+from veilrun.errors import VerificationError
+from veilrun.mpc import inference, material, wire
+from veilrun.mpc.inference import Answer
+from veilrun.mpc.machines.party import Party
+from veilrun.mpc.model.quantised import PublicModel
+from veilrun.mpc.plan import Plan
+from veilrun.mpc.prg import Stream
+from veilrun.mpc.shares import Array
+from veilrun.mpc.stock import Store
+from veilrun.mpc.weights import Matrix
+from veilrun.mpc.wire import Hello, Welcome
+from veilrun.transport import channel
+from veilrun.transport.channel import Channel
+from veilrun.transport.rounds import Protocol
+
+STREAM: Final = "inference"
+"""Label of the streams that the dealer shares with the parties, one per serial."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a party needs of one inference. n_bytes: of its material."""
+
+    serial: int
+    n_tokens: int
+    party: Party
+    n_bytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Ran:
+    """What came of it, and what it took of this party.
+
+    n_rounds: frames from the peer. online_bytes: of frames, both ways, between the parties.
+    embedding_bytes: of the question before, likewise, all that this party sent and received.
+    start_s: on `time.perf_counter`.
+    """
+
+    answer: Answer | None
+    n_rounds: int
+    online_bytes: int
+    embedding_bytes: int
+    start_s: float
+    online_s: float
+    cpu_s: float
+
+
+@final
+class Computer:
+    """A party's half of the model, ready for any number of inferences."""
+
+    def __init__(
+        self,
+        store: Store,
+        public: PublicModel,
+        matrices: Mapping[str, Matrix],
+        n_threads: int,
+    ) -> None:
+        self._store = store
+        self._public = public
+        self._matrices = matrices
+        self._n_threads = n_threads
+        self._plans: dict[int, Plan] = {}
+        self._index = 0 if store.role == "P1" else 1
+
+    def hello(self, serial: int, n_tokens: int) -> Hello:
+        """What this party says that it is about to compute."""
+        welcome, profile = self._store.welcome, self._public.profile.name
+        return Hello(
+            wire.VERSION, self._store.role, welcome.digest, welcome.run, profile, serial, n_tokens
+        )
+
+    def check_hello(self, theirs: Hello, serial: int, n_tokens: int) -> None:
+        """Raise VerificationError unless the peer is about to compute the same."""
+        mine = self.hello(serial, n_tokens)
+        peer = "P2" if self._index == 0 else "P1"
+        pairs: dict[str, tuple[object, object]] = {
+            "version of the protocol": (mine.version, theirs.version),
+            "role": (peer, theirs.role),
+            "model": (mine.digest, theirs.digest),
+            "run": (mine.run, theirs.run),
+            "profile": (mine.profile, theirs.profile),
+            "serial": (mine.serial, theirs.serial),
+            "number of tokens": (mine.n_tokens, theirs.n_tokens),
+        }
+        for what, (expected, found) in pairs.items():
+            if expected != found:
+                raise VerificationError(
+                    f"{peer} is about to compute something else: {what} is {_shown(found)} "
+                    f"there and {_shown(expected)} here; a party that met the dealer before its "
+                    "last change must be started again"
+                )
+
+    def prepare(self, serial: int, n_tokens: int) -> Prepared:
+        """Read, check and take apart the material.
+
+        Raises:
+            RefusedError: the serial was used.
+            DamagedError: the material is damaged, or of something else.
+            DecodeError: it is not what the dealer sends for this length.
+        """
+        dealt = self._store.read(str(serial), n_tokens)
+        if n_tokens not in self._plans:
+            self._plans[n_tokens] = inference.plan(self._public, n_tokens)
+        plan = self._plans[n_tokens]
+        stream = Stream(self._store.welcome.key, STREAM, serial)
+        party = Party(
+            self._index,
+            self._matrices,
+            self._public.tables,
+            material.halves(plan, self._index, stream, dealt),
+            tweak(self._store.welcome, serial),
+            n_threads=self._n_threads,
+        )
+        return Prepared(serial, n_tokens, party, len(dealt))
+
+    def run(
+        self, prepared: Prepared, entry: Protocol[Array], channels: Mapping[str, Channel]
+    ) -> Ran:
+        """Compute. Only after `Store.use`.
+
+        Raises:
+            PeerError, TransportError: the peer misbehaves or is lost.
+        """
+        link = channels[prepared.party.peer]
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
+        before = sum(_bytes(one) for one in channels.values())
+        share = channel.run(entry, channels)
+        asked = sum(_bytes(one) for one in channels.values()) - before
+        before, n_before = _bytes(link), link.traffic.n_received_frames
+        protocol = inference.run(self._public, prepared.party, share)
+        answer = channel.run(protocol, channels)
+        return Ran(
+            answer=answer,
+            n_rounds=link.traffic.n_received_frames - n_before,
+            online_bytes=_bytes(link) - before,
+            embedding_bytes=asked,
+            start_s=start_s,
+            online_s=time.perf_counter() - start_s,
+            cpu_s=time.process_time() - start_cpu_s,
+        )
+
+
+def given(entry: Array) -> Protocol[Array]:
+    """An entry that needs no question: a protocol without a round."""
+    yield from ()
+    return entry
+
+
+def _shown(value: object) -> str:
+    return value.hex()[:16] if isinstance(value, bytes) else str(value)
+
+
+def tweak(welcome: Welcome, serial: int) -> bytes:
+    """The inference's own 16 public bytes, see `inference.tweak_of`."""
+    return inference.tweak_of(welcome.digest + welcome.run, serial)
+
+
+def _bytes(link: Channel) -> int:
+    traffic = link.traffic
+    return traffic.sent_bytes + traffic.received_bytes

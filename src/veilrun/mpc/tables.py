@@ -1,0 +1,125 @@
+"""Public look-up tables, of three kinds, and their guards.
+
+An index I = i + D mod 2^n is opened under a mask D that the dealer knows. Scales that are private
+belong in the weights before and after, so tables are public, and point functions can compress
+their one-time copies. What is opened has `opened_bits` bits; the upper `index_bits` of them
+select an entry, and the lower `low_bits` say where in the step the value lies.
+
+* `StepTable`: the entry itself. No low bits. Any function, at the resolution of its grid.
+* `LinearTable`: a straight line for each entry. Smooth functions, at a resolution far finer than
+  the grid.
+* `ExpTable`: e^x, exactly: the step by table, the rest by the law of exponents.
+
+The guard of a table is 1 where an index lies in the outer part of the window that calibration
+left free. It costs nothing to deal. Counted over a layer and revealed to the client only, it
+tells how many values came near the end of their window, so that an overflow is not silent. Not
+covered: a value so far out that it wraps round into the window's inner part, and scores, whose
+point functions carry another payload.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from veilrun.mpc.dpf import Domain
+from veilrun.mpc.shares import Array, dtype_of
+
+FLAG_BITS: Final = 16
+"""The ring in which values near the end of their window are counted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepTable:
+    """values: [2^n], or [2^n, 2^m] for two inputs, in Z_2^bits. guard: the same shape, or None."""
+
+    values: Array
+    bits: int
+    guard: Array | None = None
+
+    @property
+    def index_bits(self) -> tuple[int, ...]:
+        """Of each input."""
+        return tuple(length.bit_length() - 1 for length in self.values.shape)
+
+    @property
+    def opened_bits(self) -> int:
+        """Of each input; the first, where they differ."""
+        return self.index_bits[0]
+
+    @property
+    def domain(self) -> Domain:
+        """Of the point function over all inputs together."""
+        return Domain(sum(self.index_bits), 8 * dtype_of(self.bits).itemsize)
+
+    @property
+    def by_keys(self) -> bool:
+        """Whether point functions, sent to both parties, are fewer bytes than one-time tables."""
+        plain_bytes = self.values.size * dtype_of(self.bits).itemsize
+        return 2 * self.domain.correction_bytes <= plain_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearTable:
+    """f(x) = (values[i] + slopes[i] (x - i 2^low_bits)) / 2^extra_bits for x near entry i.
+
+    x counts units of which a step has 2^low_bits. Which of the two entries around x is taken
+    depends on the mask, so each line holds for a step to either side.
+
+    values, slopes: [2^n] in Z_2^(bits + extra_bits). bits: of the result. guard: [2^n], or None.
+    """
+
+    values: Array
+    slopes: Array
+    bits: int
+    low_bits: int
+    extra_bits: int = 0
+    guard: Array | None = None
+
+    @property
+    def index_bits(self) -> int:
+        return len(self.values).bit_length() - 1
+
+    @property
+    def opened_bits(self) -> int:
+        return self.index_bits + self.low_bits
+
+    @property
+    def domain(self) -> Domain:
+        """Of point functions with two payloads: 1, and the mask's low bits."""
+        return Domain(self.index_bits, 8 * self.values.dtype.itemsize, n_payloads=2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpTable:
+    """e^x = values[i] e^(X_low) e^(-m_low) / 2^extra_bits, with X = x + m opened.
+
+    One unit of x is `unit` in the exponent. Both factors are rounded to `factor_bits` bits after
+    the point, the first by the parties, the second by the dealer, as the payload.
+
+    values: [2^n] in Z_2^(bits + extra_bits), with the rest of extra_bits after the point. bits:
+        of the result.
+    """
+
+    values: Array
+    unit: float
+    bits: int
+    low_bits: int
+    extra_bits: int
+    factor_bits: int
+
+    @property
+    def index_bits(self) -> int:
+        return len(self.values).bit_length() - 1
+
+    @property
+    def opened_bits(self) -> int:
+        return self.index_bits + self.low_bits
+
+    @property
+    def domain(self) -> Domain:
+        """Of point functions with one payload: e^(-m_low)."""
+        return Domain(self.index_bits, 8 * self.values.dtype.itemsize)
+
+
+Table = StepTable | LinearTable | ExpTable

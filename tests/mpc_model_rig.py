@@ -4,9 +4,8 @@ retrieval of the embedding, both parties, and the twin with the parties' own rou
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,7 +22,8 @@ from veilrun.mpc.model.quantised import SECRET_EMBEDDING, QuantisedModel, matrix
 from veilrun.mpc.plan import Bill
 from veilrun.mpc.prg import Stream
 from veilrun.mpc.profile import W16A8, Profile
-from veilrun.mpc.shares import Array, dtype_of, wrap
+from veilrun.mpc.replay import Roundings
+from veilrun.mpc.shares import dtype_of, wrap
 from veilrun.transport.connection import Frame
 from veilrun.transport.rounds import Cost, Protocol, simulate
 
@@ -50,32 +50,6 @@ class Ran:
             for one in self.frames
             if (one.sender, one.receiver) == (sender, receiver)
         )
-
-
-@dataclass
-class Watched:
-    """What the twin must know to round as the parties do. first: in party 1's order, its share
-    at a rounding or its half of a mask; second: party 2's halves of the same masks.
-    """
-
-    first: deque[tuple[str, Array, int]] = field(default_factory=deque)
-    second: deque[Array] = field(default_factory=deque)
-
-    def rounding(self, share: Array, by: int) -> None:
-        self.first.append(("share", share, by))
-
-    def mask_1(self, half: Array, by: int) -> None:
-        self.first.append(("mask", half, by))
-
-    def mask_2(self, half: Array, by: int) -> None:
-        self.second.append(half)
-
-    def low_bits(self, shape: tuple[int, ...], by: int) -> Array:
-        what, array, was_by = self.first.popleft()
-        assert (array.shape, was_by) == (shape, by)
-        if what == "mask":
-            array = array + self.second.popleft()
-        return array.astype(np.int64) & ((1 << by) - 1)
 
 
 def architecture(family: str = "bert", *, is_encoder: bool = False, **sizes: int) -> Architecture:
@@ -134,7 +108,7 @@ def run(model: QuantisedModel, ids: Sequence[int], serial: int = 1) -> Ran:
         (sinks[0].extend, sinks[1].extend),
         tweak,
     )
-    watched = Watched()
+    roundings = Roundings()
     parties = []
     shares = weight_shares(model)
     for index in range(2):
@@ -146,15 +120,15 @@ def run(model: QuantisedModel, ids: Sequence[int], serial: int = 1) -> Ran:
                 public.tables,
                 dealt,
                 tweak,
-                watch_rounding=watched.rounding,
-                watch_mask=watched.mask_1 if index == 0 else watched.mask_2,
+                watch_rounding=roundings.share,
+                watch_mask=roundings.mask_1 if index == 0 else roundings.mask_2,
             )
         )
     frames: list[Frame] = []
     results, cost = simulate(_protocols(model, ids, parties, serial, tweak), watch=frames.append)
     assert [party.n_left for party in parties] == [0, 0]
     twin, overflows = inference.predict(
-        inference.TwinModel(model), entry_of(model, ids), watched.low_bits
+        inference.TwinModel(model), entry_of(model, ids), roundings.low_bits
     )
     answer = results["P1"]
     assert answer is not None

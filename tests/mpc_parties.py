@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mpc_model_rig as rig
+import pytest
 
-from veilrun.mpc import Client, network_file, wire
+from veilrun.mpc import Client, embedding, network_file, wire
 from veilrun.mpc.local import Place, servers
 from veilrun.mpc.model import files
 from veilrun.mpc.model.quantised import QuantisedModel
+from veilrun.mpc.replay import Replay, Replayed, overheard
 from veilrun.mpc.roles import links
 from veilrun.mpc.roles.outbox import Outbox
 from veilrun.transport import tls
@@ -96,12 +98,22 @@ def started(kind: str, work: Path, *, is_encoder: bool = False) -> Iterator[Runn
         yield Running(kind, made, folder, place)
 
 
-def twin(running: Running, ids: list[int], serial: int, monkeypatch) -> rig.Ran:
+@contextlib.contextmanager
+def listening() -> Iterator[list[bytes]]:
+    """The questions about embedding rows that clients of this process ask meanwhile."""
+    questions: list[bytes] = []
+    real = embedding.ask
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(embedding, "ask", lambda *args: overheard(real(*args), questions))
+        yield questions
+
+
+def twin(
+    running: Running, ids: list[int], serial: int, questions: Sequence[bytes] = ()
+) -> Replayed:
     """The same serial once more in this process, and what the twin says to it."""
-    outbox = running.outbox()
-    monkeypatch.setattr(rig, "KEYS", outbox.keys)
-    monkeypatch.setattr(rig, "DIGEST", outbox.digest + outbox.run)
-    return rig.run(running.model, ids, serial)
+    again = Replay.of(running.folder, running.place.state("P0"))
+    return again.run(ids, serial, *questions)
 
 
 def spoil(path: Path, harm: str) -> None:

@@ -102,7 +102,6 @@ def test_a_shape_can_be_priced_without_a_model(run: Run):
 
 
 def test_what_makes_no_sense_is_refused(run: Run, tmp_path: Path):
-    assert run("bench").code == USAGE
     assert run("bench", "--predict", "--tokens", 513).code == USAGE
     assert run("bench", "--predict", "--heads", 5).code == USAGE
     assert run("bench", "--predict", "--profile", "w99").code == USAGE

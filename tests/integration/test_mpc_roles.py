@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 import signal
 import socket
@@ -22,7 +21,7 @@ import mpc_model_rig as rig
 import mpc_parties
 import numpy as np
 import pytest
-from mpc_parties import IDS, Running, hello, started, twin, veilrun
+from mpc_parties import IDS, Running, hello, listening, started, twin, veilrun
 
 from veilrun.cli import mpc_classify
 from veilrun.errors import PeerError, RefusedError, TransportError, UsageError
@@ -54,24 +53,18 @@ def running(request: pytest.FixtureRequest) -> Running:
     return result
 
 
-def test_the_answer_is_the_twins(running: Running, monkeypatch) -> None:
+def test_the_answer_is_the_twins(running: Running) -> None:
     for ids in (IDS, IDS[:2], [0] * 12):
-        drawn: list[bytes] = []
-
-        def draw(n_bytes: int, drawn: list[bytes] = drawn) -> bytes:
-            drawn.append(os.urandom(n_bytes))
-            return drawn[-1]
-
-        with running.client() as client, monkeypatch.context() as patched:
-            patched.setattr(embedding, "os", type("Os", (), {"urandom": staticmethod(draw)}))
+        with running.client() as client, listening() as questions:
             result = client.classify_ids(ids)
-        with monkeypatch.context() as patched:
-            again = {"urandom": staticmethod(lambda n_bytes, drawn=drawn: drawn.pop(0))}
-            patched.setattr(embedding, "os", type("Os", (), again))
-            ran = twin(running, ids, result.serial, patched)
+        assert len(questions) == (running.kind == SECRET_EMBEDDING)
+        ran = twin(running, ids, result.serial, questions)
         assert result.integers.tolist() == ran.answer.integers.tolist()
         assert result.integers.tolist() == ran.twin.integers.tolist()
         assert result.flagged == ran.twin.flagged
+        if questions:
+            with pytest.raises(UsageError, match="the question that was asked is needed"):
+                twin(running, ids, result.serial)
         logits = result.logits
         assert np.array_equal(logits, ran.twin.output)
         assert result.label == running.model.public.architecture.labels[logits.argmax()]
@@ -120,7 +113,7 @@ def test_a_connection_that_was_idle_is_opened_again(public: Running, monkeypatch
         assert client.classify_ids(IDS).serial > first.serial
 
 
-def test_an_encoder_gives_the_mean_hidden_state(tmp_path: Path, monkeypatch) -> None:
+def test_an_encoder_gives_the_mean_hidden_state(tmp_path: Path) -> None:
     model = mpc_parties.model(CLIENT_EMBEDDING, is_encoder=True)
     folder = mpc_parties.save(model, tmp_path / "model")
     with local(folder, folder=tmp_path / "place") as client:
@@ -129,7 +122,7 @@ def test_an_encoder_gives_the_mean_hidden_state(tmp_path: Path, monkeypatch) -> 
         with pytest.raises(UsageError, match="no labels"):
             client.classify("a film")
     running = Running(CLIENT_EMBEDDING, model, folder, Place(tmp_path / "place"))
-    ran = twin(running, ids, result.serial, monkeypatch)
+    ran = twin(running, ids, result.serial)
     assert np.array_equal(result.integers, ran.twin.integers)
     assert result.vector.shape == (64,)
 

@@ -15,7 +15,7 @@ HELP = """Run BERT-like models on secret shares: no machine has both the text an
 
 [bold]The owner of the model[/]
   veilrun mpc quantise MODEL out --calibrate texts.txt
-  veilrun mpc bench --model out --predict
+  veilrun mpc bench --model out
 """
 
 app = typer.Typer(help=HELP, rich_markup_mode="rich", no_args_is_help=True)

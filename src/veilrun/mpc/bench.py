@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,9 @@ from veilrun.mpc.roles.client import Client, Cost
 _N_CALIBRATION: Final = 4
 _NO_TOKENIZER: Final = b"{}"
 """A random model has no words; it is asked by ids."""
+
+Progress = Callable[[str], None]
+"""Told what begins now, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ def measure(
     n_threads: int = 1,
     profile: Profile = W16A8,
     embedding: str = SECRET_EMBEDDING,
+    progress: Progress = lambda step: None,
 ) -> list[Measurement]:
     """Run `repeats` inferences of random ids and say what each took.
 
@@ -72,14 +76,23 @@ def measure(
         TransportError: a process did not start.
         UsageError: more tokens than the model reads.
     """
-    with _folder(model, n_tokens, profile, embedding) as folder:
-        with local(folder, n_threads=n_threads) as client:
-            dealt = client.stock(n_tokens, repeats + 1)
-            times = {serial: (one.seconds, one.cpu_s) for serial, one in dealt.items()}
-            random = np.random.default_rng(0)
-            n_vocab = client.public.architecture.n_vocab
-            texts = random.integers(0, n_vocab, (repeats + 1, n_tokens)).tolist()
-            return [_one(client, ids, times) for ids in texts][1:]
+    with contextlib.ExitStack() as stack:
+        if not isinstance(model, Path):
+            progress("making a random model")
+        folder = stack.enter_context(_folder(model, n_tokens, profile, embedding))
+        progress("starting dealer and assistant")
+        client = stack.enter_context(local(folder, n_threads=n_threads))
+        progress(f"dealing {repeats + 1} inferences")
+        dealt = client.stock(n_tokens, repeats + 1)
+        times = {serial: (one.seconds, one.cpu_s) for serial, one in dealt.items()}
+        random = np.random.default_rng(0)
+        n_vocab = client.public.architecture.n_vocab
+        found = []
+        for number in range(repeats + 1):
+            progress(f"inference {number} of {repeats}" if number else "one that does not count")
+            ids = random.integers(0, n_vocab, n_tokens).tolist()
+            found.append(_one(client, ids, times))
+        return found[1:]
 
 
 def _one(client: Client, ids: list[int], dealt: dict[int, tuple[float, float]]) -> Measurement:

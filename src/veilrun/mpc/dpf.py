@@ -34,6 +34,7 @@ import ctypes
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -140,50 +141,81 @@ def generate(
     return out
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Tables made ready for many look-ups; from `unroll`.
+
+    windows: [T, width], such that tables[t, (i - j) mod size] is windows[t, (-i mod size) + j],
+    with a margin. payload_of: int32 [T].
+    """
+
+    windows: Array
+    payload_of: Array
+    domain: Domain
+
+
+def unroll(tables: Array, domain: Domain, payload_of: Sequence[int] | None = None) -> Rows:
+    """Make tables ready.
+
+    tables: [T, 2^n_bits] of the domain's dtype, T from 1 to 4. payload_of: for each table which
+    payload it is multiplied with; the first, where not given.
+
+    Raises:
+        UsageError: shapes or dtypes that do not fit, or a payload that the keys do not have.
+    """
+    n = len(tables)
+    _check("tables", tables, domain.dtype, (n, domain.size))
+    if not 1 <= n <= _MAX_TABLES:
+        raise UsageError(f"a look-up takes 1 to {_MAX_TABLES} tables, not {n}")
+    wanted = [0] * n if payload_of is None else list(payload_of)
+    if len(wanted) != n or any(not 0 <= one < domain.n_payloads for one in wanted):
+        raise UsageError(f"payloads {wanted}: {n} tables, {domain.n_payloads} payloads")
+    margin = _TABLE_MARGIN_BYTES // domain.dtype.itemsize
+    backwards = np.roll(tables[:, ::-1], 1, axis=1)
+    windows = np.concatenate([backwards, backwards, np.zeros((n, margin), domain.dtype)], axis=1)
+    return Rows(windows, np.array(wanted, np.int32), domain)
+
+
 def lookup(
     party: int,
     seeds: Array,
     corrections: Array,
     indices: Array,
-    tables: Array,
+    rows: Rows,
     domain: Domain,
     tweak: bytes,
     *,
-    payload_of: Sequence[int] | None = None,
     n_threads: int = 1,
 ) -> Array:
     """Shares of beta tables[t, (indices[e] - p_e) mod 2^n_bits], p_e and beta those of key e.
 
     party: 0 or 1. seeds: uint8 [N, 16]. corrections: uint8 [N, correction_bytes]. indices: uint32
-    [N], taken mod 2^n_bits. tables: [T, 2^n_bits] of the domain's dtype, T from 1 to 4. tweak: as
-    the dealer had it. payload_of: for each table which payload is beta; the first, where not
-    given. n_threads: each takes a part of the keys. Returns [T, N]; the two parties' results sum
-    to the products mod 2^out_bits.
+    [N], taken mod 2^n_bits. rows: of T tables, from `unroll`. tweak: as the dealer had it.
+    n_threads: each takes a part of the keys. Returns [T, N]; the two parties' results sum to the
+    products mod 2^out_bits.
 
     Raises:
-        UsageError: shapes or dtypes that do not fit, or a payload that the keys do not have.
+        UsageError: shapes or dtypes that do not fit.
     """
     n = len(seeds)
     _check_key(party, seeds, corrections, domain)
     _check("indices", indices, np.uint32, (n,))
-    _check("tables", tables, domain.dtype, (len(tables), domain.size))
-    if not 1 <= len(tables) <= _MAX_TABLES:
-        raise UsageError(f"a look-up takes 1 to {_MAX_TABLES} tables, not {len(tables)}")
-    chosen = _chosen(payload_of, len(tables), domain)
+    if rows.domain != domain:
+        raise UsageError(f"rows for {rows.domain} and keys of {domain}")
+    windows, chosen = rows.windows, rows.payload_of
     aes_keys = _aes_keys(tweak, domain)
-    windows = _unrolled(tables, domain)
     kernel = _aes_kernel()
     if kernel is None:
         return dpf_fallback.lookup(
             party, seeds, corrections, indices, windows, chosen, domain, aes_keys
         )
-    out = np.empty((len(tables), n), domain.dtype)
+    out = np.empty((len(windows), n), domain.dtype)
     batch = _Batch(kernel, party, seeds, corrections, domain, aes_keys)
     at = native.contiguous(indices)
 
     def run(first: int, end: int) -> None:
         kernel.call(
-            "dpf_lookup", batch.part(first, end), at[first:end], windows, len(tables), chosen,
+            "dpf_lookup", batch.part(first, end), at[first:end], windows, len(windows), chosen,
             windows.shape[1], n, kernel.dpf_scratch(domain.n_levels), out[:, first:],
         )  # fmt: skip
 
@@ -213,29 +245,12 @@ def expand(party: int, seeds: Array, corrections: Array, domain: Domain, tweak: 
     return out if domain.n_payloads > 1 else out[0]
 
 
-def _chosen(payload_of: Sequence[int] | None, n_tables: int, domain: Domain) -> Array:
-    """Each table's payload, int32 [T]."""
-    wanted = [0] * n_tables if payload_of is None else list(payload_of)
-    if len(wanted) != n_tables or any(not 0 <= one < domain.n_payloads for one in wanted):
-        raise UsageError(f"payloads {wanted}: {n_tables} tables, {domain.n_payloads} payloads")
-    return np.array(wanted, np.int32)
-
-
-def _unrolled(tables: Array, domain: Domain) -> Array:
-    """Rows such that tables[t, (i - j) mod size] is rows[t, (-i mod size) + j], with a margin."""
-    margin = _TABLE_MARGIN_BYTES // domain.dtype.itemsize
-    rows = np.zeros((len(tables), 2 * domain.size + margin), domain.dtype)
-    backwards = np.roll(tables[:, ::-1], 1, axis=1)
-    rows[:, : domain.size] = backwards
-    rows[:, domain.size : 2 * domain.size] = backwards
-    return rows
-
-
 def _aes_kernel() -> native.Kernel | None:
     kernel = native.KERNEL
     return kernel if kernel is not None and kernel.has_aes else None
 
 
+@lru_cache(maxsize=64)
 def _aes_keys(tweak: bytes, domain: Domain) -> bytes:
     """k_0 and those of the leaf blocks, 16 bytes each."""
     if len(tweak) != 16:

@@ -56,7 +56,8 @@ def program(ops: Operations, public: PublicModel, entry: Shared) -> Protocol[Rev
         x = yield from network.embed_secretly(ops, public.profile, entry)
     else:
         x = yield from network.embed_publicly(ops, entry)
-    x = yield from network.encode(ops, public.profile, network.Shape(a.n_heads, public.anchors, public.neurons), x)
+    shape = network.Shape(a.n_heads, public.anchors, public.neurons)
+    x = yield from network.encode(ops, public.profile, shape, x)
     if a.head_activation is None:
         return (yield from network.pool(ops, x))
     return (yield from network.classify(ops, public.profile, x))

@@ -9,8 +9,10 @@ Invariant: nothing here checks a shape. The callers have, and hand over C-contig
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
+import mmap
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +28,10 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 _NAME = "veilrun.mpc._kernel"
-_ABI = 2
+_ABI = 3
 _ALIGNMENT = 64
+_LARGE_BYTES = 1 << 20
+_LARGE_PAGE_BYTES = 1 << 21
 
 _PTR, _I32, _I64, _U32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
 
@@ -66,6 +70,11 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "veilrun_pack_bits": (_I32, _PTR, _I64, _I32, _PTR),
     "veilrun_unpack_bits": (_I32, _PTR, _I64, _I32, _I64, _PTR),
     "veilrun_gather": (_I32, _PTR, _I64, _I64, _PTR, _PTR),
+    "veilrun_add": (_I32, _I64, _I32, _PTR, _PTR, _PTR),
+    "veilrun_shrink": (_I32, _I32, _I64, _I32, _I32, _I32, _PTR, _PTR),
+    "veilrun_extend": (_I32, _I32, _I32, _I64, _I32, _I32, *[_PTR] * 7),
+    "veilrun_times": (_I32, _I32, _I64, _I64, _I32, _I32, _I32, *[_PTR] * 8),
+    "veilrun_squares": (_I32, _I32, _I64, _I64, _I32, _I32, _I32, *[_PTR] * 6),
     "veilrun_pack_strips": (_I32, _PTR, _I64, _I64, _PTR),
     "veilrun_matmul": (_U32, _I32, _PTR, _I64, _I64, _PTR, _I64, _I64, _I64, _PTR),
     "veilrun_matmul_batch": (_U32, _I32, _PTR, _PTR, _I64, _I64, _I64, _I64, _PTR, _PTR),
@@ -100,6 +109,10 @@ class Kernel:
         values = [one.ctypes.data if isinstance(one, np.ndarray) else one for one in arguments]
         getattr(self.library, f"veilrun_{name}")(*values)
 
+    def keep_memory(self) -> None:
+        """Let this process keep freed memory for the next array; for processes that compute."""
+        self.library.veilrun_keep_memory()
+
     def dpf_scratch(self, n_levels: int) -> Array:
         """Room for the nodes of a group of trees."""
         return aligned(int(self.library.veilrun_dpf_scratch_bytes(n_levels)))
@@ -126,7 +139,12 @@ def load() -> Kernel | None:
 
 
 def aligned(n_bytes: int) -> Array:
-    """Uninitialised uint8 [n_bytes] that starts on a cache line."""
+    """Uninitialised uint8 [n_bytes] that starts on a cache line; large ones in large pages."""
+    if n_bytes >= _LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages = mmap.mmap(-1, n_bytes + _LARGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE)
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(pages, np.uint8, n_bytes)
     memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + n_bytes]

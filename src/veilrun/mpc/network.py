@@ -147,22 +147,16 @@ def _gelu(
     ops: Operations, profile: Profile, neurons: tuple[int, ...], name: str, z: Shared
 ) -> Protocol[Masked]:
     """GELU(z), [n_tokens, intermediate], by the table of each group of neurons. 2 rounds."""
-    ends = list(itertools.accumulate(neurons))
     tables = [f"{name}.gelu_{group}" for group in range(len(neurons))]
-    groups = [
-        z.moved(lambda a, end=end, n=n: a[:, end - n : end])  # type: ignore[misc]
-        for end, n in zip(ends, neurons, strict=True)
+    z = ops.window(z, profile.windows.gelu, f"{name}.gelu")
+    (index,) = yield from ops.open(ops.index(z, tables[0]))  # of one width in all groups
+    ends = itertools.accumulate(neurons)
+    outputs = [
+        ops.lookup(table, index.moved(lambda a, end=end, n=n: a[:, end - n : end]))  # type: ignore[misc]
+        for table, n, end in zip(tables, neurons, ends, strict=True)
     ]
-    indexes = yield from ops.open(
-        *(
-            ops.index(ops.window(part, profile.windows.gelu, table), table)
-            for part, table in zip(groups, tables, strict=True)
-        )
-    )
-    outputs = yield from ops.open(
-        *(ops.lookup(table, index) for table, index in zip(tables, indexes, strict=True))
-    )
-    return joined(outputs, axis=-1)
+    (hidden,) = yield from ops.open(joined(outputs, axis=-1))
+    return hidden
 
 
 def _norm(ops: Operations, profile: Profile, h: Shared, name: str) -> Protocol[Masked]:

@@ -104,9 +104,9 @@ W16A8: Final = Profile(
     Windows(gelu=26, row_sum=18, variance=44, head=26),
     Functions(
         exp=Lookups(6, 10),
-        gelu=Lookups(7, 3),
-        row_sum=Lookups(12, 6),
-        variance=Lookups(13, 9),
+        gelu=Lookups(6, 4),
+        row_sum=Lookups(10, 8),
+        variance=Lookups(11, 11),
         head=Lookups(8, 6),
     ),
     x_fraction=8,

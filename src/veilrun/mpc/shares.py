@@ -108,13 +108,9 @@ class Masked:
         raise TypeError("a masked value has no truth value")
 
 
-def joined(parts: Sequence[Masked], axis: int) -> Masked:
-    """Masked values of one ring side by side."""
-    return Masked(
-        np.concatenate([part.array for part in parts], axis),
-        np.concatenate([part.mask for part in parts], axis),
-        parts[0].bits,
-    )
+def joined(parts: Sequence[Shared], axis: int) -> Shared:
+    """Shared values of one ring side by side."""
+    return Shared(np.concatenate([part.array for part in parts], axis), parts[0].bits)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

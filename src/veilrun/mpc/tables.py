@@ -20,16 +20,20 @@ point functions carry another payload.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
-from veilrun.mpc.dpf import Domain
+import numpy as np
+
+from veilrun.mpc import dpf
+from veilrun.mpc.dpf import Domain, Rows
 from veilrun.mpc.shares import Array, dtype_of
 
 FLAG_BITS: Final = 16
 """The ring in which values near the end of their window are counted."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class StepTable:
     """values: [2^n], or [2^n, 2^m] for two inputs, in Z_2^bits. guard: the same shape, or None."""
 
@@ -58,8 +62,14 @@ class StepTable:
         plain_bytes = self.values.size * dtype_of(self.bits).itemsize
         return 2 * self.domain.correction_bytes <= plain_bytes
 
+    @cached_property
+    def rows(self) -> Rows:
+        """The table, and its guard, ready to be looked up by keys."""
+        both = [self.values] if self.guard is None else [self.values, self.guard]
+        return dpf.unroll(np.stack(both), self.domain)
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, eq=False)
 class LinearTable:
     """f(x) = (values[i] + slopes[i] (x - i 2^low_bits)) / 2^extra_bits for x near entry i.
 
@@ -89,8 +99,16 @@ class LinearTable:
         """Of point functions with two payloads: 1, and the mask's low bits."""
         return Domain(self.index_bits, 8 * self.values.dtype.itemsize, n_payloads=2)
 
+    @cached_property
+    def rows(self) -> Rows:
+        """Values and slopes, slopes for the second payload, and the guard."""
+        three = [self.values, self.slopes, self.slopes]
+        if self.guard is None:
+            return dpf.unroll(np.stack(three), self.domain, (0, 0, 1))
+        return dpf.unroll(np.stack([*three, self.guard]), self.domain, (0, 0, 1, 0))
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, eq=False)
 class ExpTable:
     """e^x = values[i] e^(X_low) e^(-m_low) / 2^extra_bits, with X = x + m opened.
 
@@ -120,6 +138,27 @@ class ExpTable:
     def domain(self) -> Domain:
         """Of point functions with one payload: e^(-m_low)."""
         return Domain(self.index_bits, 8 * self.values.dtype.itemsize)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The entries."""
+        return dpf.unroll(self.values[None], self.domain)
+
+    @cached_property
+    def rising(self) -> Array:
+        """e^(low unit) for every value of the low bits, with factor_bits after the point."""
+        return self._factors(+1)
+
+    @cached_property
+    def falling(self) -> Array:
+        """e^(-low unit), likewise."""
+        return self._factors(-1)
+
+    def _factors(self, sign: int) -> Array:
+        exponents = sign * np.arange(2**self.low_bits, dtype=np.float64) * self.unit
+        scaled = np.rint(np.exp(exponents) * 2.0**self.factor_bits)
+        result: Array = scaled.astype(self.values.dtype)
+        return result
 
 
 Table = StepTable | LinearTable | ExpTable

@@ -135,45 +135,68 @@ class Channel:
         self._end = str(error) or type(error).__name__
         self._link.socket.close()
 
-    def _sending(self, frame: bytes, now_s: float) -> Job[None]:
-        deadline_s = now_s + self._bounds.send_timeout_s
-        return Job(self._link, self._send(frame), deadline_s, self._late_to_take)
+    def _send(self, frame: bytes, now_s: float) -> Job[None] | None:
+        """Send what can be sent at once; the job sends the rest, if there is any."""
+        try:
+            rest = self._link.begin(_HEADER.pack(_MAGIC, len(frame)), frame)
+        except OSError as error:
+            raise TransportError(f"lost {self.peer}: {error}") from error
+        if rest is not None:
+            deadline_s = now_s + self._bounds.send_timeout_s
+            steps = self._send_rest(rest, len(frame))
+            return Job(self._link, steps, deadline_s, self._late_to_take)
+        self._n_sent_frames += 1
+        self._sent_bytes += len(frame)
+        return None
+
+    def _send_rest(self, rest: memoryview, n_bytes: int) -> Steps[None]:
+        try:
+            yield from self._link.finish(rest)
+        except OSError as error:
+            raise TransportError(f"lost {self.peer}: {error}") from error
+        self._n_sent_frames += 1
+        self._sent_bytes += n_bytes
 
     def _receiving(self, now_s: float) -> Job[bytes]:
         deadline_s = now_s + self._bounds.receive_timeout_s
         return Job(self._link, self._receive(), deadline_s, self._late_to_send)
 
-    def _send(self, frame: bytes) -> Steps[None]:
+    def _receive(self) -> Steps[bytes]:
         try:
-            yield from self._link.write(_HEADER.pack(_MAGIC, len(frame)), frame)
+            n_bytes = self._announced((yield from self._link.read(_HEADER.size)))
+            return self._received((yield from self._link.read(n_bytes)))
         except OSError as error:
             raise TransportError(f"lost {self.peer}: {error}") from error
-        self._n_sent_frames += 1
-        self._sent_bytes += len(frame)
 
-    def _receive(self) -> Steps[bytes]:
-        header = yield from self._read(_HEADER.size, "before a frame")
+    def _fetch(self, now_s: float) -> bytes:
+        """What `_receiving` does, when there is nothing else to do meanwhile."""
+        deadline_s = now_s + self._bounds.receive_timeout_s
+        fetch, late = self._link.fetch, self._late_to_send
+        try:
+            n_bytes = self._announced(fetch(_HEADER.size, deadline_s, late))
+            return self._received(fetch(n_bytes, deadline_s, late))
+        except OSError as error:
+            raise TransportError(f"lost {self.peer}: {error}") from error
+
+    def _announced(self, header: bytes | None) -> int:
+        if header is None:
+            raise TransportError(f"{self.peer} closed the connection before a frame")
         magic, n_bytes = _HEADER.unpack(header)
         if magic != _MAGIC:
             raise DecodeError(f"{self.peer} does not send frames of version 1")
-        if n_bytes > self._bounds.max_frame_bytes:
+        limit = self._bounds.max_frame_bytes
+        if n_bytes > limit:
             raise PeerError(
-                f"{self.peer} sends a frame of {n_bytes} bytes, "
-                f"the limit is {self._bounds.max_frame_bytes}"
+                f"{self.peer} sends a frame of {n_bytes} bytes, the limit is {limit}"
             )
-        frame = yield from self._read(n_bytes, "within a frame")
-        self._n_received_frames += 1
-        self._received_bytes += n_bytes
-        return frame
+        return int(n_bytes)
 
-    def _read(self, n_bytes: int, where: str) -> Steps[bytes]:
-        try:
-            content = yield from self._link.read(n_bytes)
-        except OSError as error:
-            raise TransportError(f"lost {self.peer}: {error}") from error
-        if content is None:
-            raise TransportError(f"{self.peer} closed the connection {where}")
-        return content
+    def _received(self, frame: bytes | None) -> bytes:
+        if frame is None:
+            raise TransportError(f"{self.peer} closed the connection within a frame")
+        self._n_received_frames += 1
+        self._received_bytes += len(frame)
+        return frame
 
 
 # --- rounds --------------------------------------------------------------------------------
@@ -195,12 +218,15 @@ def exchange(channels: Mapping[str, Channel], round_: Round) -> Inbox:
     for peer in used:
         channels[peer]._check(round_.outgoing.get(peer, b""))
     now_s = time.monotonic()
-    sending = [channels[peer]._sending(one, now_s) for peer, one in round_.outgoing.items()]
-    receiving = [channels[peer]._receiving(now_s) for peer in senders]
     try:
+        sending = [channels[peer]._send(one, now_s) for peer, one in round_.outgoing.items()]
+        unsent = [job for job in sending if job is not None]
+        if len(senders) == 1 and not unsent:
+            return {peer: channels[peer]._fetch(now_s) for peer in senders}
         # Both directions at once: two parties that each first send more than the network's
         # buffers hold would wait for one another for ever.
-        carry([*sending, *receiving])
+        receiving = [channels[peer]._receiving(now_s) for peer in senders]
+        carry([*unsent, *receiving])
     except BaseException as error:
         for peer in used:
             channels[peer]._fail(error)

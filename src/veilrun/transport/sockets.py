@@ -120,6 +120,9 @@ class TlsSocket:
             self._incoming, self._outgoing, server_side=host is None, server_hostname=host
         )
         self._scratch = memoryview(bytearray(_PIECE_BYTES))
+        self._unsent = memoryview(b"")  # encrypted, and the network took it not yet
+        self._arrivals = poll()
+        self._arrivals.register(plain.fileno(), POLLIN)
         self._is_at_end = False  # nothing will arrive any more
 
     @property
@@ -146,18 +149,73 @@ class TlsSocket:
             yield 0
         yield from self._flush()
 
-    def write(self, header: bytes, content: bytes) -> Steps[None]:
-        """Hand both to the network; failures are OSErrors."""
+    def begin(self, header: bytes, content: bytes) -> memoryview | None:
+        """Hand the network what it takes at once; `finish` needs what is returned, None: nothing.
+
+        Failures are OSErrors.
+        """
         n_first = _RECORD_BYTES - len(header)  # a short message is one record
-        self._encrypt(memoryview(header + content[:n_first]))
+        self._tls.write(header + content[:n_first])
         rest = memoryview(content)[n_first:]
-        while True:
+        if rest:
             self._encrypt(rest[:_PIECE_BYTES])
-            yield from self._flush()
             rest = rest[_PIECE_BYTES:]
+        encrypted = self._outgoing.read()
+        try:
+            n_sent = self.socket.send(encrypted)
+        except BlockingIOError:
+            n_sent = 0
+        if n_sent == len(encrypted) and not rest:
+            return None
+        self._unsent = memoryview(encrypted)[n_sent:]
+        return rest
+
+    def finish(self, rest: memoryview) -> Steps[None]:
+        """Hand over what `begin` left; failures are OSErrors."""
+        while True:
+            yield from self._flush()
             if not rest:
                 return
-            yield 0
+            self._encrypt(rest[:_PIECE_BYTES])
+            rest = rest[_PIECE_BYTES:]
+
+    def fetch(self, n_bytes: int, deadline_s: float, complaint: str) -> bytes | None:
+        """What `read` gives, waited for here. TransportError: it is too late."""
+        if n_bytes > _PIECE_BYTES:
+            job = Job(self, self.read(n_bytes), deadline_s, complaint)
+            carry([job])
+            return job.result
+        parts = []
+        n_left = n_bytes
+        tls, incoming = self._tls, self._incoming
+        while n_left:
+            if incoming.pending or tls.pending():  # else there is nothing to decrypt
+                try:
+                    part = tls.read(min(n_left, _RECORD_BYTES))
+                except ssl.SSLWantReadError:
+                    pass
+                else:
+                    if not part:
+                        return None
+                    if len(part) == n_bytes:
+                        return part
+                    parts.append(part)
+                    n_left -= len(part)
+                    continue
+            if self._is_at_end:
+                return None
+            self._await(deadline_s, complaint)
+        return b"".join(parts)
+
+    def _await(self, deadline_s: float, complaint: str) -> None:
+        """Sleep until something arrived, if only the end, and take it in."""
+        while True:
+            rest_s = deadline_s - time.monotonic()
+            if rest_s <= 0:
+                raise TransportError(complaint)
+            if self._arrivals.poll(math.ceil(1000 * min(rest_s, _LONGEST_SLEEP_S))):
+                if self._take_in():
+                    return
 
     def read(self, n_bytes: int) -> Steps[bytes | None]:
         """So many bytes; None: they ended the connection before. Failures are OSErrors."""
@@ -212,10 +270,10 @@ class TlsSocket:
         return True
 
     def _flush(self) -> Steps[None]:
-        content = memoryview(self._outgoing.read())
-        while content:
+        self._unsent = self._unsent or memoryview(self._outgoing.read())
+        while self._unsent:
             try:
-                content = content[self.socket.send(content) :]
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
             except BlockingIOError:
                 # They may first want to send what we read only later: let them, if it fits.
                 has_room = not self._is_at_end and self._incoming.pending < _READ_AHEAD_BYTES

@@ -40,6 +40,13 @@ def implementation(request, monkeypatch):
     return request.param
 
 
+def look_up(
+    party, seeds, corrections, indices, tables, domain, tweak, *, payload_of=None, n_threads=1
+):
+    rows = dpf.unroll(tables, domain, payload_of)
+    return dpf.lookup(party, seeds, corrections, indices, rows, domain, tweak, n_threads=n_threads)
+
+
 def seeds_of(rng, n):
     return rng.integers(0, 256, (2, n, 16), np.uint8)
 
@@ -100,7 +107,7 @@ def test_look_ups_sum_to_the_payload_times_the_entry(
     seeds = seeds_of(rng, n)
     corrections = dpf.generate(points, *seeds, domain, TWEAK, payloads)
     shares = [
-        dpf.lookup(
+        look_up(
             p, seeds[p], corrections, indices, tables, domain, TWEAK,
             payload_of=payload_of, n_threads=1 + p,
         )
@@ -122,7 +129,7 @@ def test_look_ups_sum_to_the_entry(implementation, n_bits, out_bits, n_tables):
     seeds = seeds_of(rng, n)
     corrections = dpf.generate(points, *seeds, domain, TWEAK)
     shares = [
-        dpf.lookup(p, seeds[p], corrections, indices, tables, domain, TWEAK, n_threads=1 + p)
+        look_up(p, seeds[p], corrections, indices, tables, domain, TWEAK, n_threads=1 + p)
         for p in (0, 1)
     ]
     expected = tables[:, (indices.astype(np.int64) - points) % domain.size]
@@ -152,9 +159,7 @@ def test_native_results_are_numpys(form, choice, n, seed):
             for party in (0, 1):
                 key = (party, seeds[party], corrections)
                 result.append(dpf.expand(*key, domain, tweak))
-                result.append(
-                    dpf.lookup(*key, indices, tables, domain, tweak, payload_of=payload_of)
-                )
+                result.append(look_up(*key, indices, tables, domain, tweak, payload_of=payload_of))
             results.append(result)
     for other in results[1:]:
         for mine, theirs in zip(results[0], other, strict=True):
@@ -257,7 +262,7 @@ def test_arguments_that_do_not_fit_are_refused():
     corrections = dpf.generate(points, *seeds, domain, TWEAK)
     tables = np.zeros((1, 128), np.uint32)
     good = (0, seeds[0], corrections, points, tables, domain, TWEAK)
-    dpf.lookup(*good)
+    look_up(*good)
     for place, bad in [
         (0, 2),
         (1, seeds[0][:1]),
@@ -273,7 +278,7 @@ def test_arguments_that_do_not_fit_are_refused():
         (6, b"short"),
     ]:
         with pytest.raises(UsageError):
-            dpf.lookup(*good[:place], bad, *good[place + 1 :])
+            look_up(*good[:place], bad, *good[place + 1 :])
     with pytest.raises(UsageError):
         dpf.generate(points + np.uint32(127), *seeds, domain, TWEAK)
     with pytest.raises(UsageError):
@@ -282,7 +287,7 @@ def test_arguments_that_do_not_fit_are_refused():
         dpf.expand(0, seeds[0], corrections, Domain(8, 32), TWEAK)
     for payload_of in [[], [0, 0], [1], [-1]]:
         with pytest.raises(UsageError):
-            dpf.lookup(*good, payload_of=payload_of)
+            look_up(*good, payload_of=payload_of)
     two = Domain(7, 32, 2)
     payloads = np.ones((2, 2), np.uint32)
     dpf.generate(points, *seeds, two, TWEAK, payloads)

@@ -1,8 +1,24 @@
 /* Dense little-endian bit strings, one-time-table reads, and what the processor can do. */
 
+#include <stdlib.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include "kernel.h"
 
 EXPORT int32_t veilrun_abi(void) { return VEILRUN_ABI; }
+
+/* An inference allocates and frees arrays of 0.1 to 10 MB all the time. As delivered, glibc gives
+   each back to the system and gets fresh zeroed pages for the next, which takes longer than the
+   arithmetic on them. */
+EXPORT void veilrun_keep_memory(void) {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, INT32_MAX);
+  mallopt(M_TOP_PAD, 64 << 20);
+#endif
+}
 
 EXPORT uint32_t veilrun_features(void) {
   uint32_t features = 0;

@@ -33,10 +33,11 @@
 #define HAS_VAES 32u /* VAES on 512 bits, with AVX512 */
 
 /* Changes with any signature below; native.py refuses a library of another version. */
-#define VEILRUN_ABI 2
+#define VEILRUN_ABI 3
 
 EXPORT int32_t veilrun_abi(void);
 EXPORT uint32_t veilrun_features(void);
+EXPORT void veilrun_keep_memory(void);
 
 /* --- bits.c --- */
 

@@ -25,7 +25,7 @@ from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Keys
-from veilrun.mpc.shares import Array, Masked, Shared, wrap
+from veilrun.mpc.shares import Masked, Shared, wrap
 from veilrun.mpc.tables import ExpTable
 
 
@@ -36,7 +36,7 @@ def trace(machine: Tracer, name: str, table: ExpTable, x: Masked) -> Shared:
 
 def deal(machine: Dealer, name: str, table: ExpTable, x: Masked) -> Shared:
     point, low = divide(x.mask, table.low_bits)
-    machine.keys(point, table.domain, factors(table, -1)[low][None])
+    machine.keys(point, table.domain, table.falling[low][None])
     return machine.unknown(x.shape, table.bits)
 
 
@@ -47,13 +47,13 @@ def run(machine: Party, name: str, table: ExpTable, x: Masked) -> Shared:
         machine.index,
         *machine.take_keys(),
         index,
-        table.values[None],
+        table.rows,
         table.domain,
         machine.tweak,
         n_threads=machine.n_threads,
     )
     bits = table.bits + table.extra_bits
-    values = wrap(found[0] * factors(table, +1)[low], bits)
+    values = wrap(found[0] * table.rising[low], bits)
     return shrink.run(machine, Shared(values.reshape(x.shape), bits), table.extra_bits)
 
 
@@ -62,16 +62,6 @@ def plain(machine: Twin, name: str, table: ExpTable, x: Masked) -> Shared:
     i, rest = split(x.array, mask_low, table.low_bits, table.index_bits)
     low = rest + mask_low & ((1 << table.low_bits) - 1)
     # Below 2^63 by the table's making, so the signed product is the ring's.
-    value = (table.values[i] * factors(table, -1)[mask_low] * factors(table, +1)[low]).astype(
-        np.int64
-    )
+    value = (table.values[i] * table.falling[mask_low] * table.rising[low]).astype(np.int64)
     bits = table.bits + table.extra_bits
     return shrink.plain(machine, Shared(value, bits), table.extra_bits)
-
-
-def factors(table: ExpTable, sign: int) -> Array:
-    """e^(sign low unit) for every value of the low bits, in the table's dtype."""
-    low = np.arange(2**table.low_bits, dtype=np.float64)
-    scaled = np.rint(np.exp(sign * low * table.unit) * 2.0**table.factor_bits)
-    result: Array = scaled.astype(table.values.dtype)
-    return result

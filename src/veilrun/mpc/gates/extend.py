@@ -21,14 +21,13 @@ bits; two-variant wrap as in Sigma (Gupta et al. 2023) without comparison keys.
 
 from __future__ import annotations
 
-import numpy as np
-
+from veilrun.mpc import elementwise
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Share
-from veilrun.mpc.shares import Extended, Masked, widen, wrap
+from veilrun.mpc.shares import Extended, Masked, widen
 
 
 def trace(machine: Tracer, x: Masked, bits: int) -> Extended:
@@ -46,13 +45,9 @@ def deal(machine: Dealer, x: Masked, bits: int) -> Extended:
 
 
 def run(machine: Party, x: Masked, bits: int) -> Extended:
-    top = (x.array >> x.array.dtype.type(x.bits - 1)) == 0
-    wide = widen(x.array, bits)
-    without, with_top = machine.take(), machine.take()
-    upper = widen(np.where(top, with_top, without), bits)
-    array = wrap(wide - wide.dtype.type(2 ** (x.bits - 2)), bits)
-    mask = wrap(widen(x.mask, bits) - (upper << wide.dtype.type(x.bits)), bits)
-    return Extended(array, mask, top, bits, x.bits)
+    upper = machine.take(), machine.take()
+    array, rho, top = elementwise.extend(x.array, x.mask, upper, x.bits, bits)
+    return Extended(array, rho, top, bits, x.bits)
 
 
 def plain(machine: Twin, x: Masked, bits: int) -> Extended:

@@ -45,17 +45,13 @@ def deal(machine: Dealer, name: str, table: LinearTable, x: Masked) -> Shared:
 def run(machine: Party, name: str, table: LinearTable, x: Masked) -> Shared:
     machine.watch_mask(x.mask, table.low_bits)
     index, low = divide(x.array, table.low_bits)
-    rows, payload_of = [table.values, table.slopes, table.slopes], [0, 0, 1]
-    if table.guard is not None:
-        rows, payload_of = [*rows, table.guard], [*payload_of, 0]
     found = dpf.lookup(
         machine.index,
         *machine.take_keys(),
         index,
-        np.stack(rows),
+        table.rows,
         table.domain,
         machine.tweak,
-        payload_of=payload_of,
         n_threads=machine.n_threads,
     )
     if table.guard is not None:

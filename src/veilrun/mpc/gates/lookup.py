@@ -59,8 +59,7 @@ def run(machine: Party, name: str, table: StepTable, *inputs: Masked) -> Shared:
     if inputs[1:]:
         values = _several(machine, keys, indexes, table)
         return Shared(wrap(values, table.bits).reshape(shape), table.bits)
-    rows = [table.values] if table.guard is None else [table.values, table.guard]
-    found = dpf.lookup(machine.index, *keys, indexes, np.stack(rows), table.domain, machine.tweak)
+    found = dpf.lookup(machine.index, *keys, indexes, table.rows, table.domain, machine.tweak)
     if table.guard is not None:
         n_flagged = found[1].sum(dtype=found.dtype).reshape(())
         machine.flag(name, Shared(wrap(n_flagged, FLAG_BITS), FLAG_BITS))

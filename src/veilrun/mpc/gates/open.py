@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from veilrun.errors import DecodeError
-from veilrun.mpc import ring
+from veilrun.mpc import elementwise, ring
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Mask, Opening, packed_bytes
-from veilrun.mpc.shares import Array, Masked, Shared, dtype_of, wrap
+from veilrun.mpc.shares import Array, Masked, Shared, dtype_of
 from veilrun.transport.rounds import Protocol, Round
 
 Opened = tuple[Masked, ...]
@@ -38,11 +38,11 @@ def deal(machine: Dealer, *values: Shared) -> Protocol[Opened]:
 
 def run(machine: Party, *values: Shared) -> Protocol[Opened]:
     masks = [machine.take() for _ in values]
-    mine = [wrap(z.array + mask, z.bits) for z, mask in zip(values, masks, strict=True)]
+    mine = [elementwise.add(z.array, mask, z.bits) for z, mask in zip(values, masks, strict=True)]
     inbox = yield Round({machine.peer: pack(mine, values)})
     theirs = unpack(inbox[machine.peer], values)
     return tuple(
-        Masked(wrap(a + b, z.bits), mask, z.bits)
+        Masked(elementwise.add(a, b, z.bits), mask, z.bits)
         for a, b, mask, z in zip(mine, theirs, masks, values, strict=True)
     )
 

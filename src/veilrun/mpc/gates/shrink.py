@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from veilrun.mpc import elementwise
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
-from veilrun.mpc.shares import Shared, wrap
+from veilrun.mpc.shares import Shared
 
 
 def trace(machine: Tracer, z: Shared, by: int) -> Shared:
@@ -40,8 +41,8 @@ def run(machine: Party, z: Shared, by: int) -> Shared:
         return z
     if machine.is_first:
         machine.watch_rounding(z.array, by)
-    shifted = (z.array >> z.array.dtype.type(by)) + z.array.dtype.type(machine.is_first)
-    return Shared(wrap(shifted, z.bits - by), z.bits - by)
+    bits = z.bits - by
+    return Shared(elementwise.shrink(z.array, by, bits, machine.is_first), bits)
 
 
 def plain(machine: Twin, z: Shared, by: int) -> Shared:

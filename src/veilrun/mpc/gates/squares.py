@@ -11,12 +11,13 @@ Exact in Z_2^K. x [..., d] gives [..., 1].
 
 from __future__ import annotations
 
+from veilrun.mpc import elementwise
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Share
-from veilrun.mpc.shares import Extended, Shared, widen, wrap
+from veilrun.mpc.shares import Extended, Shared
 
 
 def trace(machine: Tracer, x: Extended) -> Shared:
@@ -34,13 +35,9 @@ def deal(machine: Dealer, x: Extended) -> Shared:
 
 
 def run(machine: Party, x: Extended) -> Shared:
-    word = x.array.dtype.type
-    total = machine.take()
-    upper = (widen(machine.take(), x.bits) * x.top).sum(axis=-1, keepdims=True, dtype=word)
-    twice = word(2) * x.mask
-    products = x.array * ((x.array - twice) if machine.is_first else -twice)
-    total = total + products.sum(axis=-1, keepdims=True, dtype=word)
-    return Shared(wrap(total + (upper << word(x.narrow_bits)), x.bits), x.bits)
+    dealt = machine.take(), machine.take()
+    value, rings = (x.array, x.mask, x.top), (x.narrow_bits, x.bits)
+    return Shared(elementwise.squares(value, dealt, rings, machine.is_first), x.bits)
 
 
 def plain(machine: Twin, x: Extended) -> Shared:

@@ -1,4 +1,4 @@
-"""An extended value times a masked one, elementwise: z y. No round.
+"""Rows of an extended value, each times a masked one: z y. No round.
 
 With z = A - rho_v (see `extend`) and y = Y - r, where r and m, the narrow mask, are known to the
 dealer and msb(m) is m's top bit:
@@ -9,17 +9,18 @@ dealer and msb(m) is m's top bit:
 
     sum: (A - rho_v)(Y - r), since rho_v r = m r - v 2^k msb(m) r. Exact in Z_2^K.
 
-y may have axes of length 1, which are repeated.
+y has one element for each row of x.
 """
 
 from __future__ import annotations
 
+from veilrun.mpc import elementwise
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Share
-from veilrun.mpc.shares import Extended, Masked, Shared, widen, wrap
+from veilrun.mpc.shares import Extended, Masked, Shared
 
 
 def trace(machine: Tracer, x: Extended, y: Masked) -> Shared:
@@ -35,11 +36,10 @@ def deal(machine: Dealer, x: Extended, y: Masked) -> Shared:
 
 
 def run(machine: Party, x: Extended, y: Masked) -> Shared:
-    total = machine.take() - x.mask * y.array
-    total += x.array * ((y.array - y.mask) if machine.is_first else -y.mask)
-    upper = widen(machine.take(), x.bits) * x.top
-    total -= upper << upper.dtype.type(x.narrow_bits)
-    return Shared(wrap(total, x.bits), x.bits)
+    dealt = machine.take(), machine.take()
+    value, factor = (x.array, x.mask, x.top), (y.array, y.mask)
+    rings = (x.narrow_bits, x.bits)
+    return Shared(elementwise.times(value, factor, dealt, rings, machine.is_first), x.bits)
 
 
 def plain(machine: Twin, x: Extended, y: Masked) -> Shared:

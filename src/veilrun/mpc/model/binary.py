@@ -163,7 +163,11 @@ def tables_of(model: BinaryModel, profile: Profile = W1A4) -> dict[str, Table]:
     }
     for number, layer in enumerate(model.layers):
         name = f"layer_{number}"
-        tables |= {f"{name}.exp": exp_table(profile), f"{name}.norm_1": norm, f"{name}.norm_2": norm}
+        tables |= {
+            f"{name}.exp": exp_table(profile),
+            f"{name}.norm_1": norm,
+            f"{name}.norm_2": norm,
+        }
         for group, window in enumerate(layer.gelu_windows):
             tables[f"{name}.gelu_{group}"] = grids.gelu(profile, window)
     return tables

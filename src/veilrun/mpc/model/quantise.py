@@ -46,7 +46,7 @@ _PRECISE_NATS: Final = 7.0
 """How far below the level a row sum may lie before rounding shows; what spreads wider is cut at
 both ends."""
 
-_NEURON_GROUPS: Final = (0.6, 0.9, 1.0)
+_NEURON_GROUPS: Final = (0.4, 0.7, 0.9, 0.98, 1.0)
 """Neurons in order of their reach: where each group ends, as a part of all."""
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from veilrun.errors import VerificationError
-from veilrun.mpc import inference, material, wire
+from veilrun.mpc import inference, material, native, wire
 from veilrun.mpc.inference import Answer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.model.quantised import PublicModel
@@ -82,6 +82,8 @@ class Computer:
         self._n_threads = n_threads
         self._plans: dict[int, Plan] = {}
         self._index = 0 if store.role == "P1" else 1
+        if native.KERNEL is not None:
+            native.KERNEL.keep_memory()
 
     def hello(self, serial: int, n_tokens: int) -> Hello:
         """What this party says that it is about to compute."""

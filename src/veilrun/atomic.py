@@ -38,10 +38,11 @@ def write_file(path: Path, content: bytes, mode: int = 0o644) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False, mode: int = 0o777) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an exception.
 
-    replace: an existing folder gives way then, and only then.
+    replace: an existing folder gives way then, and only then. mode: its permission bits from the
+    start, less those of the umask.
 
     Raises:
         UsageError: `path` exists already; nothing of it is touched.
@@ -52,7 +53,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     temporary, old = _temporary_name(path), _temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+        temporary.mkdir(mode)
         yield temporary
         if replace and path.exists():
             path.rename(old)

@@ -7,15 +7,18 @@ VeilrunError
 │  └─ UnsupportedModel   a parameter or module has no private form (all of them are named)
 ├─ KeyFileError          wrong passphrase, damaged or foreign key
 ├─ StorageError          this machine could not keep the result (disk full, no permission)
+│  └─ DamagedError       a file of this machine is not what it was when it was written
 ├─ PeerError             the other machine misbehaved; do not retry with it
 │  ├─ DecodeError        its bytes do not parse
-│  └─ VerificationError  its answer, proof, receipt or evidence does not verify
+│  ├─ VerificationError  its answer, proof, receipt or evidence does not verify
+│  └─ SpentError         it cannot use this inference's material, now or ever
 └─ TransportError        the network failed; retrying may help
    ├─ BusyError          the other machine's queue is full; retry later
    └─ StallError         the other machine was reached but kept silent for too long
 
 A part that needs a finer leaf defines it beside its code, under one of these
-(`serve.openai_errors.RequestFault`, under `UsageError`).
+(`serve.openai_errors.RequestFault`, under `UsageError`; `serve.node_answers.NodeRefusal`, under
+`PeerError`).
 
 Invariant: bytes from a peer can only cause a `PeerError` or a `TransportError`.
 Messages hold the measured and the expected value, never a secret.
@@ -60,6 +63,10 @@ class StorageError(VeilrunError):
     """This machine could not keep the result: disk full, no permission."""
 
 
+class DamagedError(StorageError):
+    """A file of this machine is not what it was when it was written."""
+
+
 class PeerError(VeilrunError):
     """The other machine misbehaved; do not retry with it."""
 
@@ -76,6 +83,10 @@ class DecodeError(PeerError):
 
 class VerificationError(PeerError):
     """The other machine's answer, proof, receipt or evidence does not verify."""
+
+
+class SpentError(PeerError):
+    """The other machine cannot use this inference's material, now or ever; take another."""
 
 
 class TransportError(VeilrunError):

@@ -38,7 +38,7 @@ MPC = Mode(
     name="mpc",
     node_gets=(
         "dealer: the length of a text and when it comes; assistant: half of each value, which is "
-        "random on its own; client: the answer, and no weight"
+        "random on its own; client: the answer, and no weight but those of an embedding made public"
     ),
     stands_against="any one of the three parties that follows the protocol but looks at all it has",
     does_not_stop=(

@@ -72,8 +72,11 @@ def test_help_is_a_tour(run: Run):
     assert done.code == GOOD
     for word in ("demo", "keygen", "encrypt", "check", "node", "proxy", "chat"):
         assert f"veilrun {word}" in done.out or f" {word} " in done.out
-    for word in ("encrypt", "node", "proxy", "demo", "check", "chat", "keygen"):
+    for word in ("encrypt", "node", "proxy", "demo", "check", "chat", "keygen", "mpc"):
         assert run(word, "--help").code == GOOD
+    shown = " ".join(done.out.split())
+    for line in ("mpc quantise MODEL out --calibrate texts.txt", 'mpc classify out "a fine film"'):
+        assert f"veilrun {line}" in shown
 
 
 def test_keygen_makes_a_private_file_and_never_overwrites(run: Run, key_file: Path):

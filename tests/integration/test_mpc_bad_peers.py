@@ -19,8 +19,10 @@ from mpc_parties import BOUNDS, IDS, Running, hello, spoil, started
 
 from veilrun.errors import (
     BusyError,
+    DamagedError,
     PeerError,
     RefusedError,
+    SpentError,
     TransportError,
     UsageError,
     VerificationError,
@@ -28,7 +30,7 @@ from veilrun.errors import (
 from veilrun.mpc import network_file, parcels, wire
 from veilrun.mpc.local import Place
 from veilrun.mpc.model.quantised import CLIENT_EMBEDDING
-from veilrun.mpc.parcels import Arrival, DamagedError
+from veilrun.mpc.parcels import Arrival
 from veilrun.mpc.roles import links
 from veilrun.transport import tls
 
@@ -51,7 +53,7 @@ def test_a_copy_of_used_material_is_of_no_use(public: Running, tmp_path: Path) -
             name = f"{serial}{suffix}"
             shutil.copy(tmp_path / role / name, public.store_of(role) / "stock" / name)
     with public.raw("P2") as link:  # a client that would use it twice
-        with pytest.raises(wire.SpentError, match=f"serial {serial} was used before"):
+        with pytest.raises(SpentError, match=f"serial {serial} was used before"):
             links.ask(link, hello(public, serial, 5), wire.Hello)
     with public.client() as client:
         assert serial not in client.in_stock()

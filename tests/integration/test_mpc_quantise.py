@@ -13,7 +13,7 @@ from veilrun import cli
 from veilrun.mpc import cost
 from veilrun.mpc.model import files
 
-GOOD, USAGE = 0, 2
+GOOD, USAGE, REFUSED = 0, 2, 3
 N_TEXTS = 36
 
 
@@ -66,7 +66,7 @@ def test_a_real_model_is_quantised(run: Run, minilm: Path, texts: Path, tmp_path
     assert facts["agreement"]["cosine_median"] > 0.998
     assert facts["agreement"]["cosine_worst"] > 0.98
     assert facts["agreement"]["overflows"] == {}
-    assert [one["n_tokens"] for one in facts["costs"]] == [8, 32, 128]
+    assert [one["n_tokens"] for one in facts["costs"]] == [8, 32, facts["max_tokens"]]
     assert facts["digest"] == files.digest(out).hex()
     public = files.load(out).public
     assert public.n_sentences == N_TEXTS and public.max_tokens == facts["max_tokens"]
@@ -79,6 +79,13 @@ def test_a_real_model_is_quantised(run: Run, minilm: Path, texts: Path, tmp_path
 
     again = run("quantise", minilm, out, "--calibrate", texts)
     assert again.code == USAGE and "exists already" in again.err
+
+
+def test_one_bit_weights_are_not_made_of_a_float_model(run: Run, minilm: Path, texts: Path):
+    out = texts.with_name("out")
+    done = run("quantise", minilm, out, "--calibrate", texts, "--profile", "w1a4")
+    assert done.code == REFUSED and "w1a4 needs a model trained for it" in done.err
+    assert not out.exists()
 
 
 def test_the_report_is_for_people(run: Run, minilm: Path, texts: Path, tmp_path: Path):

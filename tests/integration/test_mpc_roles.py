@@ -24,7 +24,7 @@ import pytest
 from mpc_parties import IDS, Running, hello, listening, started, twin, veilrun
 
 from veilrun.cli import mpc_classify
-from veilrun.errors import PeerError, RefusedError, TransportError, UsageError
+from veilrun.errors import PeerError, RefusedError, SpentError, TransportError, UsageError
 from veilrun.mpc import Client, bench, embedding, inference, wire
 from veilrun.mpc.local import Place, child, local
 from veilrun.mpc.model.quantised import CLIENT_EMBEDDING, SECRET_EMBEDDING
@@ -152,7 +152,7 @@ def test_a_client_that_dies_burns_the_serial(running: Running) -> None:
         links.ask(link, hello(running, serial, 5), wire.Hello)
         links.send(link, wire.Go())
     with running.raw("P2") as link:
-        with pytest.raises(wire.SpentError, match=f"serial {serial} was used before"):
+        with pytest.raises(SpentError, match=f"serial {serial} was used before"):
             links.ask(link, hello(running, serial, 5), wire.Hello)
     with running.client() as client:
         with pytest.raises(PeerError, match="was used before"):
@@ -204,7 +204,7 @@ def test_a_question_is_answered_once(secret: Running) -> None:
         serial = client.classify_ids(IDS).serial
     with secret.raw("P0") as link:
         links.ask(link, wire.Greeting(wire.VERSION, "P1"), wire.Welcome)
-        with pytest.raises(wire.SpentError, match=f"serial {serial} was used before"):
+        with pytest.raises(SpentError, match=f"serial {serial} was used before"):
             links.ask(link, wire.Question(serial, 5), wire.Listening)
 
 
@@ -292,6 +292,15 @@ def test_classify_on_one_machine(public: Running) -> None:
     assert done.returncode == 0, done.stderr
     assert "MB online in" in done.stdout and "stands against" in done.stdout
     assert any(label in done.stdout for label in public.model.public.architecture.labels)
+
+
+def test_classify_embeds_with_an_encoder(tmp_path: Path) -> None:
+    model = mpc_parties.model(CLIENT_EMBEDDING, is_encoder=True)
+    folder = mpc_parties.save(model, tmp_path / "model")
+    done = veilrun("classify", str(folder), "a fine film", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["embedding"]) == model.public.architecture.hidden
+    assert veilrun("classify", str(folder), "a fine film", "--embed").returncode == 2
 
 
 def test_a_flagged_answer_warns(public: Running, monkeypatch, capsys) -> None:

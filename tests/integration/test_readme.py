@@ -11,7 +11,7 @@ from pathlib import Path
 
 from veilrun import bundled, config
 from veilrun.demo import child
-from veilrun.types import EE
+from veilrun.types import EE, MPC
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -64,5 +64,6 @@ def test_make_commands_exist():
 
 
 def test_the_table_says_what_the_code_says():
-    row = f"| {EE.node_gets} | {EE.stands_against} | {EE.does_not_stop} |"
-    assert row in README
+    for mode in (EE, MPC):
+        row = f"| {mode.node_gets} | {mode.stands_against} | {mode.does_not_stop} |"
+        assert f"\n| `{mode.name}` " in README and row in README

@@ -58,6 +58,15 @@ def test_every_error_is_in_the_tree_and_drawn_in_it():
     assert all(one.__name__ in (errors.__doc__ or "") for one in classes)
 
 
+def test_an_error_of_a_part_is_named_in_the_tree_too():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+                is_ours = any(one.endswith("Error") and hasattr(errors, one) for one in bases)
+                assert not is_ours or node.name in (errors.__doc__ or ""), f"{path}: {node.name}"
+
+
 @pytest.mark.parametrize("module", ["keys", "equivariant.codec", "equivariant.client", "cli"])
 def test_what_needs_no_torch_loads_none(module: str):
     program = f"import sys, veilrun.{module}; sys.exit('torch' in sys.modules)"

@@ -36,6 +36,10 @@ Your side holds the key and the text; their side computes on encrypted tokens.
 [bold]Use it[/]   on yours, with any OpenAI client at http://127.0.0.1:8080/v1
   veilrun proxy --key my.key --node URL --pin PIN
 
+[bold]Share it among three[/]   a BERT-like model; no machine sees both the text and the weights
+  veilrun mpc quantise MODEL out --calibrate texts.txt
+  veilrun mpc classify out "a fine film"
+
 Every mode says whom it protects from whom, and what it does not stop.
 """
 

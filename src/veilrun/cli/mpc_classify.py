@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from veilrun.cli.mpc_roles import PatienceOption, ThreadsOption
+from veilrun.cli.mpc_roles import PatienceOption
 from veilrun.cli.options import JsonOption, guarantee, stderr, stdout
 from veilrun.errors import UsageError
 from veilrun.types import MPC
@@ -36,10 +36,13 @@ Network = Annotated[
     typer.Option("--network", help="The network file; without it, all run on this machine."),
 ]
 State = Annotated[Path | None, typer.Option("--state", help="This party's folder, with --network.")]
-Embed = Annotated[
-    bool,
+Threads = Annotated[
+    int | None,
     typer.Option(
-        "--embed", help="Print the mean hidden state; a model without labels does so anyway."
+        "--threads",
+        min=1,
+        help="Threads of look-ups and products; default: one per core, and one for each party "
+        "where all run on this machine.",
     ),
 ]
 AllowLonger = Annotated[
@@ -53,30 +56,31 @@ def classify(
     file: FileOption = None,
     network: Network = None,
     state: State = None,
-    embed: Embed = False,
     allow_longer: AllowLonger = False,
-    threads: ThreadsOption = None,
+    threads: Threads = None,
     patience: PatienceOption = 60.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify texts that nobody else sees, with weights that you do not see."""
+    """Classify texts that nobody else sees, with weights that you do not see.
+
+    A model without labels gives the mean of its last hidden states instead.
+    """
     model, texts = _read(arguments or [], file, network, state)
     console = stderr() if as_json else stdout()
-    n_flagged = 0
+    is_flagged = False
     with _client(model, network, state, threads, patience) as client:
         if not as_json:
             console.print(guarantee(MPC))
-        is_encoder = not client.public.architecture.labels
-        ask = client.embed if embed or is_encoder else client.classify
+        ask = client.classify if client.public.architecture.labels else client.embed
         for text in texts:
             result = ask(text, allow_longer=allow_longer)
-            n_flagged += sum(result.flagged.values())
+            is_flagged = is_flagged or bool(result.flagged)
             if as_json:
                 typer.echo(json.dumps(_facts(text, result)))
             else:
                 _show(console, text, result)
             _warn(result)
-    if n_flagged:
+    if is_flagged:
         raise typer.Exit(1)
 
 

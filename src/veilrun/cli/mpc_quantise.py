@@ -28,7 +28,9 @@ def quantise(
     calibrate: Annotated[
         Path, typer.Option(help="Texts like those that will come, and as long; one per line.")
     ],
-    profile: Annotated[str, typer.Option(help="Widths of the fixed point.")] = "w16a8",
+    profile: Annotated[
+        str, typer.Option(help="Widths of the fixed point; w1a4 needs a model trained for it.")
+    ] = "w16a8",
     public_embedding: Annotated[
         bool,
         typer.Option(
@@ -68,7 +70,7 @@ def quantise(
 
 def costs_table(costs: tuple[Prediction, ...]) -> Table:
     """Bytes and rounds by length, for people."""
-    table = Table(title="one inference", title_justify="left")
+    table = Table(title="one inference, up to the longest text", title_justify="left")
     table.add_column("tokens", justify="right")
     for column in ("rounds", "offline MB", "embedding MB", "online MB", "MB per token"):
         table.add_column(column, justify="right")

@@ -27,7 +27,9 @@ StateOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of matrix products; default: one per core."),
+    typer.Option(
+        "--threads", min=1, help="Threads of look-ups and products; default: one per core."
+    ),
 ]
 PatienceOption = Annotated[
     float,

@@ -1,7 +1,8 @@
 """Private inference of BERT among three parties of which no two collude.
 
-The owner of a model deals masked look-up tables, the client and an assistant compute on shares;
-neither the text nor the weights are in one place. All on one machine, to try it:
+The owner of a model deals material ahead of time, the client and an assistant compute on shares.
+The text stays with the client and the weights with the owner; no machine sees both. All on one
+machine, to try it:
 
     from pathlib import Path
     from veilrun.mpc import local

@@ -32,16 +32,18 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from veilrun.errors import UsageError
 from veilrun.mpc import dpf_fallback, native
+from veilrun.mpc.dpf_rows import Rows as Rows
 
 Array = npt.NDArray[Any]
 
@@ -54,6 +56,11 @@ _MAX_N_BITS = 24
 _MAX_PAYLOADS = 2
 _MAX_TABLES = 4
 _TABLE_MARGIN_BYTES = 64
+_MAX_LINES_BYTES = 1 << 10
+_U8, _U32 = np.dtype(np.uint8), np.dtype(np.uint32)
+_OPENED = frozenset(_LANES.values())
+# `dpf_batch` and `dpf_lines` of `kernel.h`.
+_BATCH, _LINES = struct.Struct("@IiiiiiiqPPP"), struct.Struct("@iiPPPP")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +68,20 @@ class Domain:
     """What the keys expand to: for each payload 2^n_bits values mod 2^out_bits.
 
     n_bits: 1 to 24. out_bits: 16, 32 or 64. n_payloads: 1 or 2.
+    size: the number of values. dtype: theirs, uint16, uint32 or uint64.
+    n_blocks: m, hash blocks per leaf and payload; two take as many bytes as one, and fewer hashes.
+    n_levels: q, levels above the leaves; 0 where one leaf holds all values.
+    correction_bytes: how long one key's correction is.
     """
 
     n_bits: int
     out_bits: int
     n_payloads: int = 1
+    size: int = field(init=False, repr=False, compare=False)
+    dtype: np.dtype[Any] = field(init=False, repr=False, compare=False)
+    n_blocks: int = field(init=False, repr=False, compare=False)
+    n_levels: int = field(init=False, repr=False, compare=False)
+    correction_bytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_bits <= _MAX_N_BITS or self.out_bits not in _LANES:
@@ -74,32 +90,17 @@ class Domain:
             )
         if not 1 <= self.n_payloads <= _MAX_PAYLOADS:
             raise UsageError(f"no point functions with {self.n_payloads} payloads")
-
-    @property
-    def size(self) -> int:
-        """The number of values."""
-        return 1 << self.n_bits
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The values' dtype: uint16, uint32 or uint64."""
-        return _LANES[self.out_bits]
-
-    @property
-    def n_blocks(self) -> int:
-        """m, hash blocks per leaf and payload. Two take as many bytes as one, and fewer hashes."""
-        return 2 if self.size * self.out_bits >= 256 else 1
-
-    @property
-    def n_levels(self) -> int:
-        """q, levels above the leaves; 0 where one leaf holds all values."""
-        n_leaves = self.size * self.out_bits // (128 * self.n_blocks)
-        return max(n_leaves, 1).bit_length() - 1
-
-    @property
-    def correction_bytes(self) -> int:
-        """How long one key's correction is."""
-        return 16 * (self.n_levels + self.n_blocks * self.n_payloads)
+        all_bits = self.out_bits << self.n_bits
+        n_blocks = 2 if all_bits >= 256 else 1
+        n_levels = max(all_bits // (128 * n_blocks), 1).bit_length() - 1
+        for name, value in (
+            ("size", 1 << self.n_bits),
+            ("dtype", _LANES[self.out_bits]),
+            ("n_blocks", n_blocks),
+            ("n_levels", n_levels),
+            ("correction_bytes", 16 * (n_levels + n_blocks * self.n_payloads)),
+        ):
+            object.__setattr__(self, name, value)  # follows from the rest, and is read often
 
 
 def generate(
@@ -122,9 +123,9 @@ def generate(
             two payloads and none given.
     """
     n = len(points)
-    _check("points", points, np.uint32, (n,))
-    _check("seeds0", seeds0, np.uint8, (n, 16))
-    _check("seeds1", seeds1, np.uint8, (n, 16))
+    _check("points", points, _U32, (n,))
+    _check("seeds0", seeds0, _U8, (n, 16))
+    _check("seeds1", seeds1, _U8, (n, 16))
     if n and int(points.max()) >= domain.size:
         raise UsageError(f"point {int(points.max())} is beyond 2^{domain.n_bits} values")
     if payloads is None:
@@ -133,25 +134,12 @@ def generate(
     aes_keys = _aes_keys(tweak, domain)
     kernel = _aes_kernel()
     if kernel is None:
-        return dpf_fallback.generate(points, seeds0, seeds1, payloads, domain, aes_keys)
+        return dpf_fallback.generate(points, seeds0, seeds1, payloads, domain, aes_keys.data)
     out = np.empty((n, domain.correction_bytes), np.uint8)
     batch = _Batch(kernel, 0, seeds0, out, domain, aes_keys)
     others = [native.contiguous(one) for one in (points, seeds1, payloads)]
     kernel.call("dpf_generate", batch.part(0, n), *others, out)
     return out
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Tables made ready for many look-ups; from `unroll`.
-
-    windows: [T, width], such that tables[t, (i - j) mod size] is windows[t, (-i mod size) + j],
-    with a margin. payload_of: int32 [T].
-    """
-
-    windows: Array
-    payload_of: Array
-    domain: Domain
 
 
 def unroll(tables: Array, domain: Domain, payload_of: Sequence[int] | None = None) -> Rows:
@@ -199,28 +187,114 @@ def lookup(
     """
     n = len(seeds)
     _check_key(party, seeds, corrections, domain)
-    _check("indices", indices, np.uint32, (n,))
-    if rows.domain != domain:
+    _check("indices", indices, _U32, (n,))
+    if rows.domain is not domain and rows.domain != domain:
         raise UsageError(f"rows for {rows.domain} and keys of {domain}")
-    windows, chosen = rows.windows, rows.payload_of
+    windows = rows.windows
     aes_keys = _aes_keys(tweak, domain)
     kernel = _aes_kernel()
     if kernel is None:
         return dpf_fallback.lookup(
-            party, seeds, corrections, indices, windows, chosen, domain, aes_keys
+            party, seeds, corrections, indices, windows, rows.payload_of, domain, aes_keys.data
         )
-    out = np.empty((len(windows), n), domain.dtype)
+    n_tables, stride = windows.shape
+    out = np.empty((n_tables, n), domain.dtype)
     batch = _Batch(kernel, party, seeds, corrections, domain, aes_keys)
-    at = native.contiguous(indices)
+    indices = native.contiguous(indices)
+    at, to, item = native.address(indices), native.address(out), domain.dtype.itemsize
+    tables, chosen = rows.addresses
 
     def run(first: int, end: int) -> None:
-        kernel.call(
-            "dpf_lookup", batch.part(first, end), at[first:end], windows, len(windows), chosen,
-            windows.shape[1], n, kernel.dpf_scratch(domain.n_levels), out[:, first:],
+        _keep, scratch = kernel.dpf_scratch(domain.n_levels)
+        kernel.library.veilrun_dpf_lookup(
+            batch.part(first, end), at + 4 * first, tables, n_tables, chosen, stride, n, scratch,
+            to + item * first,
         )  # fmt: skip
 
     native.spread(run, n, n_threads, unit=32)
     return out
+
+
+def interpolate(
+    party: int,
+    seeds: Array,
+    corrections: Array,
+    opened: Array,
+    rows: Rows,
+    low_bits: int,
+    tweak: bytes,
+    *,
+    n_threads: int = 1,
+) -> tuple[Array, int]:
+    """Shares of a straight line per key, and of how many of them the guard marks.
+
+    With i the upper bits of opened[e], mod 2^n_bits, and low its low_bits lower ones, the shares
+    are of (beta values + low beta slopes - beta' slopes)[(i - p_e) mod 2^n_bits], and of the sum
+    over e of beta guard[(i - p_e) mod 2^n_bits], mod 2^out_bits.
+
+    opened: [N] of uint16, uint32 or uint64. rows: of values, slopes, slopes for the second payload
+    and, if there is one, a guard of 0 and 1 (else the sum is 0). The others as in `lookup`.
+
+    Raises:
+        UsageError: shapes, dtypes or rows that do not fit.
+    """
+    n, domain = len(seeds), rows.domain
+    _check_key(party, seeds, corrections, domain)
+    if opened.dtype not in _OPENED or opened.shape != (n,) or not rows.of_lines:
+        raise UsageError(f"no lines by {opened.dtype} {list(opened.shape)} for {n} keys")
+    if not 0 <= low_bits < 8 * opened.itemsize:
+        raise UsageError(f"{low_bits} low bits of {opened.dtype}")
+    kernel = _aes_kernel()
+    if kernel is None or not _has_lines(kernel, domain):
+        key = party, seeds, corrections
+        return _interpolate(*key, opened, rows, low_bits, tweak, n_threads=n_threads)
+    out = np.empty(n, domain.dtype)
+    batch = _Batch(kernel, party, seeds, corrections, domain, _aes_keys(tweak, domain))
+    opened = native.contiguous(opened)
+    at, to = native.address(opened), native.address(out)
+    in_item, out_item = opened.itemsize, out.itemsize
+    values, slopes, guard = rows.quarters.addresses
+    flagged = []
+
+    def run(first: int, end: int) -> None:
+        _keep, scratch = kernel.dpf_scratch(domain.n_levels)
+        lines = _LINES.pack(in_item, low_bits, at + in_item * first, values, slopes, guard)
+        flagged.append(
+            kernel.library.veilrun_dpf_lines(
+                batch.part(first, end), lines, scratch, to + out_item * first
+            )
+        )
+
+    native.spread(run, n, n_threads, unit=32)
+    return out, sum(flagged) & (1 << domain.out_bits) - 1
+
+
+def _interpolate(
+    party: int,
+    seeds: Array,
+    corrections: Array,
+    opened: Array,
+    rows: Rows,
+    low_bits: int,
+    tweak: bytes,
+    *,
+    n_threads: int,
+) -> tuple[Array, int]:
+    """`interpolate`, by a look-up of each of the rows."""
+    word = opened.dtype.type
+    indices = (opened >> word(low_bits)).astype(np.uint32)
+    low = (opened & word((1 << low_bits) - 1)).astype(rows.domain.dtype)
+    key = party, seeds, corrections
+    found = lookup(*key, indices, rows, rows.domain, tweak, n_threads=n_threads)
+    n_flagged = int(found[3].sum(dtype=found.dtype)) if len(found) == 4 else 0
+    values: Array = found[0] + low * found[1] - found[2]
+    return values, n_flagged
+
+
+def _has_lines(kernel: native.Kernel, domain: Domain) -> bool:
+    """Whether the kernel has lines for keys that are this small."""
+    n_bytes = domain.size * domain.dtype.itemsize
+    return kernel.has_vaes and domain.n_levels >= 3 and n_bytes <= _MAX_LINES_BYTES
 
 
 def expand(party: int, seeds: Array, corrections: Array, domain: Domain, tweak: bytes) -> Array:
@@ -236,12 +310,13 @@ def expand(party: int, seeds: Array, corrections: Array, domain: Domain, tweak: 
     aes_keys = _aes_keys(tweak, domain)
     kernel = _aes_kernel()
     if kernel is None:
-        out = dpf_fallback.expand(party, seeds, corrections, domain, aes_keys)
+        out = dpf_fallback.expand(party, seeds, corrections, domain, aes_keys.data)
     else:
         n = len(seeds)
         out = np.empty((domain.n_payloads, n, domain.size), domain.dtype)
         batch = _Batch(kernel, party, seeds, corrections, domain, aes_keys)
-        kernel.call("dpf_expand", batch.part(0, n), kernel.dpf_scratch(domain.n_levels), out)
+        _keep, scratch = kernel.dpf_scratch(domain.n_levels)
+        kernel.call("dpf_expand", batch.part(0, n), scratch, out)
     return out if domain.n_payloads > 1 else out[0]
 
 
@@ -250,16 +325,23 @@ def _aes_kernel() -> native.Kernel | None:
     return kernel if kernel is not None and kernel.has_aes else None
 
 
+class _AesKeys(NamedTuple):
+    """k_0 and those of the leaf blocks, 16 bytes each; and where they lie."""
+
+    data: bytes
+    address: int
+
+
 @lru_cache(maxsize=64)
-def _aes_keys(tweak: bytes, domain: Domain) -> bytes:
-    """k_0 and those of the leaf blocks, 16 bytes each."""
+def _aes_keys(tweak: bytes, domain: Domain) -> _AesKeys:
     if len(tweak) != 16:
         raise UsageError(f"a tweak has 16 bytes, not {len(tweak)}")
     digests = (
         hashlib.sha256(b"veilrun dpf" + tweak + bytes([block])).digest()
         for block in range(1 + domain.n_blocks * domain.n_payloads)
     )
-    return b"".join(digest[:16] for digest in digests)
+    data = b"".join(digest[:16] for digest in digests)
+    return _AesKeys(data, ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0)
 
 
 class _Batch:
@@ -272,44 +354,45 @@ class _Batch:
         seeds: Array,
         corrections: Array,
         domain: Domain,
-        aes_keys: bytes,
+        aes_keys: _AesKeys,
     ) -> None:
-        self._features = int(kernel.features)
-        self._party = party
         self._domain = domain
-        self._aes_keys = np.frombuffer(aes_keys, np.uint8)
+        self._fixed = (
+            kernel.features,
+            party,
+            domain.n_bits,
+            domain.out_bits,
+            domain.n_levels,
+            domain.n_blocks,
+            domain.n_payloads,
+        )
+        self._aes_keys = aes_keys
         self._seeds = native.contiguous(seeds)
         self._corrections = native.contiguous(corrections)
+        self._starts = native.address(self._seeds), native.address(self._corrections)
 
-    def part(self, first: int, end: int) -> Any:
-        """Keys first to end, by reference."""
-        domain = self._domain
-        return ctypes.byref(
-            native.DpfBatch(
-                self._features,
-                self._party,
-                domain.n_bits,
-                domain.out_bits,
-                domain.n_levels,
-                domain.n_blocks,
-                domain.n_payloads,
-                end - first,
-                self._aes_keys.ctypes.data,
-                self._seeds[first:].ctypes.data,
-                self._corrections[first:].ctypes.data,
-            )
+    def part(self, first: int, end: int) -> bytes:
+        """Keys first to end: a `dpf_batch` of `kernel.h`."""
+        seeds, corrections = self._starts
+        return _BATCH.pack(
+            *self._fixed,
+            end - first,
+            self._aes_keys.address,
+            seeds + 16 * first,
+            corrections + self._domain.correction_bytes * first,
         )
 
 
 def _check_key(party: int, seeds: Array, corrections: Array, domain: Domain) -> None:
     if party not in (0, 1):
         raise UsageError(f"party must be 0 or 1, is {party}")
-    _check("seeds", seeds, np.uint8, (len(seeds), 16))
-    _check("corrections", corrections, np.uint8, (len(seeds), domain.correction_bytes))
+    n = len(seeds)
+    _check("seeds", seeds, _U8, (n, 16))
+    _check("corrections", corrections, _U8, (n, domain.correction_bytes))
 
 
-def _check(name: str, array: Array, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
-    if array.dtype != np.dtype(dtype) or array.shape != shape:
+def _check(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape:
         raise UsageError(
-            f"{name} must be {np.dtype(dtype)} {list(shape)}, is {array.dtype} {list(array.shape)}"
+            f"{name} must be {dtype} {list(shape)}, is {array.dtype} {list(array.shape)}"
         )

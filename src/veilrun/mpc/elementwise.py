@@ -13,11 +13,14 @@ from veilrun.mpc import native
 from veilrun.mpc.native import contiguous
 from veilrun.mpc.shares import Array, dtype_of, widen, wrap
 
+_LARGE = 1 << 14
+"""Below so many elements numpy's two passes take less than a call into the kernel."""
+
 
 def add(a: Array, b: Array, bits: int) -> Array:
     """a + b mod 2^bits, of one shape."""
     kernel = native.KERNEL
-    if kernel is None or a.dtype != b.dtype or a.shape != b.shape:
+    if kernel is None or a.size < _LARGE or a.dtype != b.dtype or a.shape != b.shape:
         return wrap(a + b, bits)
     out = np.empty(a.shape, a.dtype)
     kernel.call("add", a.itemsize, a.size, bits, contiguous(a), contiguous(b), out)
@@ -28,7 +31,7 @@ def shrink(a: Array, by: int, bits: int, one: bool) -> Array:
     """(a >> by) + one mod 2^bits; bits and by together are those of a's ring."""
     kernel = native.KERNEL
     dtype = dtype_of(bits)
-    if kernel is None:
+    if kernel is None or a.size < _LARGE:
         return wrap((a >> a.dtype.type(by)) + a.dtype.type(one), bits)
     out = np.empty(a.shape, dtype)
     kernel.call("shrink", a.itemsize, out.itemsize, a.size, by, bits, one, contiguous(a), out)

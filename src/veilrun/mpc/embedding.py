@@ -77,7 +77,7 @@ def answer(
     """The dealer: one question about `n_tokens` tokens. masked: E + M [n_vocab, hidden]."""
     inbox = yield Round({}, awaited=frozenset({"P1"}))
     product = _selected(0, inbox["P1"], masked, n_tokens, bits, tweak)
-    blind = Stream(key_2, _BLIND, serial).uniform(product.shape, bits)
+    blind = Stream(key_2, f"{_BLIND} {n_tokens}", serial).uniform(product.shape, bits)
     yield Round({"P1": wrap(product + blind, bits).tobytes()}, awaited=frozenset())
 
 
@@ -87,7 +87,7 @@ def share(
     """Party 2: its shares of the rows that party 1 asks for."""
     inbox = yield Round({}, awaited=frozenset({"P1"}))
     product = _selected(1, inbox["P1"], masked, n_tokens, bits, tweak)
-    blind = Stream(key_2, _BLIND, serial).uniform(product.shape, bits)
+    blind = Stream(key_2, f"{_BLIND} {n_tokens}", serial).uniform(product.shape, bits)
     return wrap(product - blind, bits)
 
 

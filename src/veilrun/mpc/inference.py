@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -41,7 +43,8 @@ class Answer:
 
     output: float64 [n_labels] logits, or [hidden] mean of the hidden states over the tokens.
     integers: the same as the protocol gives it.
-    flagged: table -> how many values came near the end of its window; empty is as it should be.
+    flagged: table -> how many values came near the end of its window, over all its uses; empty is
+        as it should be.
     """
 
     output: npt.NDArray[np.float64]
@@ -89,7 +92,7 @@ def run(public: PublicModel, party: Party, entry: Array) -> Protocol[Answer | No
     revealed = yield from program(
         Operations(party), public, Shared(entry, public.profile.rings.linear)
     )
-    return answer(public, revealed, [name for name, _ in party.flags], n_tokens)
+    return answer(public, revealed, party.flags, n_tokens)
 
 
 def predict(model: TwinModel, entry: Array, low_bits: LowBits) -> tuple[Answer, list[Overflow]]:
@@ -98,7 +101,7 @@ def predict(model: TwinModel, entry: Array, low_bits: LowBits) -> tuple[Answer, 
     twin = Twin(model.matrices, model.constants, public.tables, low_bits)
     start = Shared(entry, public.profile.rings.linear)
     revealed = finish(program(Operations(twin), public, start))
-    result = answer(public, revealed, [name for name, _ in twin.flags], len(entry))
+    result = answer(public, revealed, twin.flags, len(entry))
     if result is None:
         raise AssertionError("the twin reveals to itself")
     return result, twin.overflows
@@ -138,18 +141,19 @@ def tweak_of(digest: bytes, serial: int) -> bytes:
 
 
 def answer(
-    public: PublicModel, revealed: Revealed, flags: list[str], n_tokens: int
+    public: PublicModel, revealed: Revealed, flags: Sequence[tuple[str, Shared]], n_tokens: int
 ) -> Answer | None:
-    """What the revealed integers say."""
+    """What the revealed integers say: the output's, then one count for each of `flags`."""
     if revealed is None:
         return None
     integers = revealed[0].reshape(-1)
     scale = public.output_scale
     if public.architecture.head_activation is None:
         scale *= n_tokens
-    counts = zip(flags, revealed[1:], strict=True)
-    flagged = {name: int(count) for name, count in counts if int(count)}
-    return Answer(integers / scale, integers, flagged)
+    flagged: Counter[str] = Counter()
+    for (name, flag), count in zip(flags, revealed[1:], strict=True):
+        flagged[name] += int(count) % (1 << flag.bits)  # a count has no sign
+    return Answer(integers / scale, integers, {name: n for name, n in flagged.items() if n})
 
 
 def finish(protocol: Protocol[Any]) -> Any:

@@ -7,9 +7,10 @@ A mask that is used twice shows the difference of two secrets, so a serial is wr
 is on the disk, *before* anything that its masks hide is sent. A crash in between burns it. What
 counts is the ledger, never whether a file of material is still there.
 
-Invariants. `mark` returns only once the line is on the disk, and only once per serial. Lines
-that were changed, cut off or removed are noticed when the ledger is opened: the hash runs
-through all lines, and the mark, a file of its own, says how far they went.
+Invariants. `mark` returns only once the line is on the disk, and only once per serial. One that
+fails burns its serial for this process, and leaves the ledger good for others. Lines that were
+changed, cut off or removed are noticed when the ledger is opened: the hash runs through all
+lines, and the mark, a file of its own, says how far they went.
 
 Not covered: ledger and mark both put back to an earlier state, as from a backup. The other
 party's ledger stands against that.
@@ -44,6 +45,7 @@ class Ledger:
         self._path = path
         self._lock = threading.Lock()
         self._used: set[int] = set()
+        self._n_lines = self._n_bytes = 0  # of lines that are known to be on the disk
         self._hash = _START
         self._read()
 
@@ -71,19 +73,28 @@ class Ledger:
                 raise RefusedError(f"serial {serial} was used before; none is used twice")
             self._used.add(serial)  # burnt, even if what follows fails
             following = _next_hash(self._hash, serial)
+            line = f"{serial} {following}\n".encode()
             try:
-                with self._path.open("ab") as file:
-                    file.write(f"{serial} {following}\n".encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-                sync_folder(self._path.parent)
+                self._write_line(line)
+                self._n_lines, self._n_bytes = self._n_lines + 1, self._n_bytes + len(line)
+                self._hash = following
+                self._write_mark()
             except OSError as error:
                 raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
-            self._hash = following
-            self._write_mark()
+
+    def _write_line(self, line: bytes) -> None:
+        with self._path.open("r+b") as file:
+            if file.seek(0, os.SEEK_END) < self._n_bytes:
+                raise self._broken("it has become shorter")
+            file.truncate(self._n_bytes)  # what a write that failed may have left
+            file.seek(self._n_bytes)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self._path.parent)
 
     def _write_mark(self) -> None:
-        line = _mark_line(len(self._used), self._hash)
+        line = _mark_line(self._n_lines, self._hash)
         atomic.write_file(_mark_of(self._path), line, mode=0o600)
         sync_folder(self._path.parent)
 
@@ -108,9 +119,10 @@ class Ledger:
             self._used.add(serial)
         if mark not in {_mark_line(n, digits) for n, digits in enumerate(hashes)}:
             raise self._broken(f"{len(lines)} entries are left, and its mark names others")
+        self._n_lines, self._n_bytes = len(lines), len(content) - len(torn)
         self._hash = hashes[-1]
         if torn:  # a crash while a line was written: that serial was not used, see `mark`
-            atomic.write_file(self._path, content[: len(content) - len(torn)], mode=0o600)
+            atomic.write_file(self._path, content[: self._n_bytes], mode=0o600)
         if mark != _mark_line(len(lines), self._hash):
             self._write_mark()
 

@@ -14,6 +14,7 @@ import ctypes
 import enum
 import mmap
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 _NAME = "veilrun.mpc._kernel"
-_ABI = 3
+_ABI = 4
 _ALIGNMENT = 64
 _LARGE_BYTES = 1 << 20
 _LARGE_PAGE_BYTES = 1 << 21
+_MAX_SCRATCH_BYTES = 1 << 18
 
 _PTR, _I32, _I64, _U32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
 
@@ -47,25 +49,6 @@ class Feature(enum.IntFlag):
     VAES = 32
 
 
-class DpfBatch(ctypes.Structure):
-    """`dpf_batch` of `kernel.h`. It points into arrays; whoever fills it keeps them alive."""
-
-    _fields_ = (
-        ("features", _U32),
-        ("party", _I32),
-        ("n_bits", _I32),
-        ("out_bits", _I32),
-        ("q", _I32),
-        ("m", _I32),
-        ("n_payloads", _I32),
-        ("n_keys", _I64),
-        ("aes_keys", _PTR),
-        ("seeds", _PTR),
-        ("corrections", _PTR),
-    )
-
-
-_BATCH = ctypes.POINTER(DpfBatch)
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "veilrun_pack_bits": (_I32, _PTR, _I64, _I32, _PTR),
     "veilrun_unpack_bits": (_I32, _PTR, _I64, _I32, _I64, _PTR),
@@ -78,10 +61,21 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "veilrun_pack_strips": (_I32, _PTR, _I64, _I64, _PTR),
     "veilrun_matmul": (_U32, _I32, _PTR, _I64, _I64, _PTR, _I64, _I64, _I64, _PTR),
     "veilrun_matmul_batch": (_U32, _I32, _PTR, _PTR, _I64, _I64, _I64, _I64, _PTR, _PTR),
-    "veilrun_dpf_lookup": (_BATCH, _PTR, _PTR, _I32, _PTR, _I64, _I64, _PTR, _PTR),
-    "veilrun_dpf_expand": (_BATCH, _PTR, _PTR),
-    "veilrun_dpf_generate": (_BATCH, _PTR, _PTR, _PTR, _PTR),
+    "veilrun_dpf_lookup": (_PTR, _PTR, _PTR, _I32, _PTR, _I64, _I64, _PTR, _PTR),
+    "veilrun_dpf_lines": (_PTR, _PTR, _PTR, _PTR),
+    "veilrun_dpf_expand": (_PTR, _PTR, _PTR),
+    "veilrun_dpf_generate": (_PTR, _PTR, _PTR, _PTR, _PTR),
 }
+
+
+class _Scratch(threading.local):
+    """Each thread's rooms by the number of levels."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, tuple[Array, int]] = {}
+
+
+_SCRATCH = _Scratch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +94,33 @@ class Kernel:
         """Whether it serves `dpf`."""
         return Feature.AES in self.features
 
+    @property
+    def has_vaes(self) -> bool:
+        """Whether it serves the lines of `dpf`."""
+        return Feature.VAES in self.features
+
     def limited(self, features: Feature) -> Kernel:
         """The same library, without the features that are not named."""
         return Kernel(self.library, self.features & features)
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function that returns nothing."""
-        values = [one.ctypes.data if isinstance(one, np.ndarray) else one for one in arguments]
+        values = [address(one) if type(one) is np.ndarray else one for one in arguments]
         getattr(self.library, f"veilrun_{name}")(*values)
 
     def keep_memory(self) -> None:
         """Let this process keep freed memory for the next array; for processes that compute."""
         self.library.veilrun_keep_memory()
 
-    def dpf_scratch(self, n_levels: int) -> Array:
-        """Room for the nodes of a group of trees."""
-        return aligned(int(self.library.veilrun_dpf_scratch_bytes(n_levels)))
+    def dpf_scratch(self, n_levels: int) -> tuple[Array, int]:
+        """Room for the nodes of a group of trees, this thread's own, and its address."""
+        room = _SCRATCH.of.get(n_levels)
+        if room is None:
+            array = aligned(int(self.library.veilrun_dpf_scratch_bytes(n_levels)))
+            room = array, address(array)
+            if array.nbytes <= _MAX_SCRATCH_BYTES:
+                _SCRATCH.of[n_levels] = room
+        return room
 
 
 def load() -> Kernel | None:
@@ -131,6 +136,7 @@ def load() -> Kernel | None:
             function = getattr(library, name)
             function.argtypes, function.restype = signature, None
         library.veilrun_features.restype = _U32
+        library.veilrun_dpf_lines.restype = ctypes.c_uint64
         library.veilrun_dpf_scratch_bytes.argtypes = (_I32,)
         library.veilrun_dpf_scratch_bytes.restype = _I64
     except (OSError, AttributeError):  # built for another machine, or not this library at all
@@ -148,6 +154,15 @@ def aligned(n_bytes: int) -> Array:
     memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + n_bytes]
+
+
+def address(array: Array) -> int:
+    """Where a C-contiguous array begins."""
+    buffer: Any = array
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))  # a quarter of the time
+    except (TypeError, ValueError):  # read-only, or empty
+        return int(array.ctypes.data)
 
 
 def contiguous(array: Array) -> Array:

@@ -153,7 +153,9 @@ class Operations:
         return self._summed(array, scores.bits)
 
     def window(self, z: Shared, bits: int, where: str, *, is_signed: bool = True) -> Shared:
-        """z in a ring no larger, in which it must fit; the twin reports what does not."""
+        """z in a ring no larger, in which it must fit: each party drops its upper bits, and no
+        round is needed. The twin reports what does not fit.
+        """
         if isinstance(self.machine, Tracer | Dealer):
             return Shared(z.array, bits)
         if isinstance(self.machine, Party):

@@ -19,7 +19,7 @@ from typing import IO, Final, Self, final
 import numpy as np
 
 from veilrun import atomic
-from veilrun.errors import DecodeError, StorageError, VerificationError
+from veilrun.errors import DamagedError, DecodeError, StorageError, VerificationError
 from veilrun.mpc import wire
 from veilrun.mpc.ledger import sync_folder
 from veilrun.mpc.wire import CHUNK_BYTES, Manifest
@@ -27,10 +27,6 @@ from veilrun.mpc.wire import CHUNK_BYTES, Manifest
 PARCEL: Final = ".parcel"
 MANIFEST: Final = ".manifest"
 PART: Final = ".part"
-
-
-class DamagedError(StorageError):
-    """A file of this machine is not what it was when it was written."""
 
 
 @final

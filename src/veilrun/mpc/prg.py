@@ -5,7 +5,8 @@ number, one AES key; its keystream, read in order, is that party's halves of one
 Reading costs no bytes on the network, which is why only the other party is sent anything.
 
 Invariant: one (key, label, serial) is one stream. A serial is dealt once and used once (see
-`material`); reading a stream twice gives the same halves, which is how a party re-derives them.
+`ledger`), and the label names the length that it is dealt for. Reading a stream twice gives the
+same halves, which is how a party re-derives them.
 """
 
 from __future__ import annotations

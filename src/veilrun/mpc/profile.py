@@ -1,11 +1,16 @@
 """Widths of the fixed point: public, and the same for every model and layer.
 
-A profile says how many bits each ring, window and index has. Where in a window a model's values
-lie is not public: real scales are folded into the private matrices (`model.quantise`), which
-costs nothing, and the tables' grids follow.
+A profile says how many bits each ring, window and index has. Which reals fill a window is up to
+the model: real scales are folded into the private matrices (`model.quantise`), which costs
+nothing, and the tables' grids follow. Tables are public, and with them what their grids tell: how
+wide the windows of scores, GELU and the classifier's activation are in reals, and, as far as it
+shows, a norm's epsilon in units of its rows.
 
-`w16a8`  weights of up to 16 bits, activations of 8 fraction bits, Z_2^32. No retraining.
-`w1a4`   weights of one bit and a level, activations of 4 fraction bits, Z_2^16. Needs retraining.
+`w16a8`  Z_2^32, no retraining. Normalised rows have 8 fraction bits, GELU's outputs 10. Weights
+         of `out`, `down` and the classifier's output are kept within 16 bits; all others are as
+         large as their windows make them, and are refused beyond 32.
+`w1a4`   weights of one bit and a level, activations of about 4 bits, Z_2^16. Needs retraining;
+         `model.binary` says what has how many bits.
 """
 
 from __future__ import annotations
@@ -73,8 +78,8 @@ class Profile:
 
     x_fraction: fraction bits of normalised rows.
     gelu_fraction: fraction bits of GELU's outputs, and of the classifier's activation.
-    values_shift, hidden_shift, context_shift: bits dropped from a linear ring before the value
-    is opened in its narrow ring.
+    values_shift, hidden_shift: bits dropped from a linear ring before the value is opened in its
+    narrow ring; hidden_shift from the residual sum, and from the context before it is normalised.
     """
 
     name: str

@@ -34,7 +34,7 @@ from veilrun.mpc.model import files
 from veilrun.mpc.model.entry import check_ids, entry_of
 from veilrun.mpc.model.quantised import SECRET_EMBEDDING, Integers, QuantisedModel, matrix_of
 from veilrun.mpc.prg import Stream
-from veilrun.mpc.roles.online import STREAM
+from veilrun.mpc.roles.online import stream_of
 from veilrun.mpc.roles.outbox import Outbox
 from veilrun.mpc.shares import Array, dtype_of, wrap
 from veilrun.mpc.weights import Matrix
@@ -137,7 +137,8 @@ class Replay:
         plan = inference.plan(public, len(tokens))
         sinks = (bytearray(), bytearray())
         writes = (sinks[0].extend, sinks[1].extend)
-        inference.deal(self._dealer, len(tokens), self._streams(serial), writes, tweak)
+        streams = self._streams(serial, len(tokens))
+        inference.deal(self._dealer, len(tokens), streams, writes, tweak)
         roundings = Roundings()
         watches: tuple[dict[str, Any], ...] = (
             {"watch_rounding": roundings.share, "watch_mask": roundings.mask_1},
@@ -145,7 +146,7 @@ class Replay:
         )
         protocols: dict[str, Protocol[Answer | None]] = {}
         entries = self._entries(tokens, serial, tweak, question)
-        for index, stream in enumerate(self._streams(serial)):
+        for index, stream in enumerate(self._streams(serial, len(tokens))):
             correlations = halves(plan, index, stream, bytes(sinks[index]))
             party = Party(
                 index, self._shares[index], public.tables, correlations, tweak, **watches[index]
@@ -159,8 +160,8 @@ class Replay:
             raise AssertionError("party 1 gets the answer")
         return Replayed(answer, twin, overflows)
 
-    def _streams(self, serial: int) -> tuple[Stream, Stream]:
-        first, second = (Stream(key, STREAM, serial) for key in self._keys)
+    def _streams(self, serial: int, n_tokens: int) -> tuple[Stream, Stream]:
+        first, second = (stream_of(key, serial, n_tokens) for key in self._keys)
         return first, second
 
     def _entries(

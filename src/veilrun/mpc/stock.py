@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Final, final
 
 from veilrun import atomic
-from veilrun.errors import DecodeError, RefusedError, StorageError
+from veilrun.errors import DamagedError, DecodeError, RefusedError, StorageError
 from veilrun.mpc import parcels, wire
 from veilrun.mpc.ledger import Ledger
-from veilrun.mpc.parcels import DamagedError
 from veilrun.mpc.wire import SETUP, Manifest, Welcome
 
 _CURRENT: Final = "current"

@@ -11,10 +11,20 @@ select an entry, and the lower `low_bits` say where in the step the value lies.
 * `ExpTable`: e^x, exactly: the step by table, the rest by the law of exponents.
 
 The guard of a table is 1 where an index lies in the outer part of the window that calibration
-left free. It costs nothing to deal. Counted over a layer and revealed to the client only, it
-tells how many values came near the end of their window, so that an overflow is not silent. Not
-covered: a value so far out that it wraps round into the window's inner part, and scores, whose
-point functions carry another payload.
+left free. It costs nothing to deal. Its sum over all that a gate looks up is revealed to the
+client only, and tells how many values came near the end of their window.
+
+Guarded: row sums, sums of squares, the classifier's activation, and GELU, wherever its table goes
+by keys. A signed value up to 15 % beyond its window is flagged too: it comes back at the other end.
+
+Not guarded, so that an overflow there is silent:
+
+* what comes back in the inner part of its window: a signed value further out; a row sum or a sum
+  of squares just past the end, which comes back near 0;
+* one-time tables, which no key reads: in `w1a4` GELU and e^x;
+* scores: the keys of an `ExpTable` carry another payload;
+* what no table reads: queries, keys and attention values, the context and the residual sum before
+  they are extended, logits and pooled sums.
 """
 
 from __future__ import annotations
@@ -29,8 +39,8 @@ from veilrun.mpc import dpf
 from veilrun.mpc.dpf import Domain, Rows
 from veilrun.mpc.shares import Array, dtype_of
 
-FLAG_BITS: Final = 16
-"""The ring in which values near the end of their window are counted."""
+FLAG_BITS: Final = 32
+"""The ring in which values near the end of their window are counted, where the keys' is as wide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +71,11 @@ class StepTable:
         """Whether point functions, sent to both parties, are fewer bytes than one-time tables."""
         plain_bytes = self.values.size * dtype_of(self.bits).itemsize
         return 2 * self.domain.correction_bytes <= plain_bytes
+
+    @property
+    def flag_bits(self) -> int:
+        """Of the guard's count."""
+        return min(FLAG_BITS, self.domain.out_bits)
 
     @cached_property
     def rows(self) -> Rows:
@@ -98,6 +113,11 @@ class LinearTable:
     def domain(self) -> Domain:
         """Of point functions with two payloads: 1, and the mask's low bits."""
         return Domain(self.index_bits, 8 * self.values.dtype.itemsize, n_payloads=2)
+
+    @property
+    def flag_bits(self) -> int:
+        """Of the guard's count."""
+        return min(FLAG_BITS, self.domain.out_bits)
 
     @cached_property
     def rows(self) -> Rows:

@@ -29,7 +29,14 @@ from typing import Any, ClassVar, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from veilrun.errors import BusyError, DecodeError, PeerError, TransportError, VerificationError
+from veilrun.errors import (
+    BusyError,
+    DecodeError,
+    PeerError,
+    SpentError,
+    TransportError,
+    VerificationError,
+)
 from veilrun.wire import fields, tensors
 from veilrun.wire.fields import Fields
 from veilrun.wire.tensors import Limits, Message
@@ -272,10 +279,6 @@ class Refusal(Control):
             "other": PeerError,
         }
         return kinds[self.reason](f"{peer} refuses: {self.text}")
-
-
-class SpentError(PeerError):
-    """The peer cannot use this serial, now or ever."""
 
 
 _KINDS: Final[Mapping[str, type[Control]]] = {

@@ -23,7 +23,6 @@ import ssl
 import struct
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Final, Self, TypeVar, final
 
 from veilrun.errors import (
@@ -36,7 +35,7 @@ from veilrun.errors import (
 )
 from veilrun.transport.connection import DEFAULT_BOUNDS, Bounds, Traffic
 from veilrun.transport.rounds import Inbox, Protocol, Round
-from veilrun.transport.sockets import Job, Steps, TlsSocket, call, carry, open_port, wait
+from veilrun.transport.sockets import Caller, Job, Steps, TlsSocket, call, carry, open_port, wait
 from veilrun.transport.streams import NameOf, address_as_name
 
 T = TypeVar("T")
@@ -63,8 +62,8 @@ class Channel:
         self.certificate = link.certificate
         self._link = link
         self._bounds = bounds
-        self._n_sent_frames = self._sent_bytes = 0
-        self._n_received_frames = self._received_bytes = 0
+        self._limit = min(bounds.max_frame_bytes, 2**32 - 1)
+        self._n_sent_frames = self._sent_bytes = self._n_received_frames = self._received_bytes = 0
         self._late_to_take = f"{peer} took no frame within {bounds.send_timeout_s:g} s"
         self._late_to_send = f"{peer} sent no frame within {bounds.receive_timeout_s:g} s"
         self._is_closed = False  # by this side
@@ -112,12 +111,7 @@ class Channel:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # What `exchange` does with each channel.
@@ -127,13 +121,27 @@ class Channel:
             raise UsageError(f"this side has closed the connection to {self.peer}")
         if self._end is not None:
             raise TransportError(f"the connection to {self.peer} has ended: {self._end}")
-        limit = min(self._bounds.max_frame_bytes, 2**32 - 1)
-        if len(frame) > limit:
-            raise UsageError(f"frame of {len(frame)} bytes to {self.peer}, the limit is {limit}")
+        if len(frame) > self._limit:
+            size = f"{len(frame)} bytes to {self.peer}, the limit is {self._limit}"
+            raise UsageError(f"frame of {size}")
 
     def _fail(self, error: BaseException) -> None:
         self._end = str(error) or type(error).__name__
         self._link.socket.close()
+
+    def _swap(self, frame: bytes) -> bytes:
+        """`exchange` with this peer alone: what nearly all rounds are, and so in few steps."""
+        self._check(frame)
+        now_s = time.monotonic()
+        try:
+            sending = self._send(frame, now_s)
+            if sending is None:
+                return self._fetch(now_s + self._bounds.receive_timeout_s)
+            carry([sending, receiving := self._receiving(now_s)])
+            return receiving.result
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     def _send(self, frame: bytes, now_s: float) -> Job[None] | None:
         """Send what can be sent at once; the job sends the rest, if there is any."""
@@ -142,9 +150,8 @@ class Channel:
         except OSError as error:
             raise TransportError(f"lost {self.peer}: {error}") from error
         if rest is not None:
-            deadline_s = now_s + self._bounds.send_timeout_s
-            steps = self._send_rest(rest, len(frame))
-            return Job(self._link, steps, deadline_s, self._late_to_take)
+            end_s = now_s + self._bounds.send_timeout_s
+            return Job(self._link, self._send_rest(rest, len(frame)), end_s, self._late_to_take)
         self._n_sent_frames += 1
         self._sent_bytes += len(frame)
         return None
@@ -168,13 +175,12 @@ class Channel:
         except OSError as error:
             raise TransportError(f"lost {self.peer}: {error}") from error
 
-    def _fetch(self, now_s: float) -> bytes:
-        """What `_receiving` does, when there is nothing else to do meanwhile."""
-        deadline_s = now_s + self._bounds.receive_timeout_s
-        fetch, late = self._link.fetch, self._late_to_send
+    def _fetch(self, deadline_s: float) -> bytes:
+        """What `_receive` gives, waited for here."""
+        link, late = self._link, self._late_to_send
         try:
-            n_bytes = self._announced(fetch(_HEADER.size, deadline_s, late))
-            return self._received(fetch(n_bytes, deadline_s, late))
+            n_bytes = self._announced(link.fetch(_HEADER.size, deadline_s, late))
+            return self._received(link.fetch(n_bytes, deadline_s, late))
         except OSError as error:
             raise TransportError(f"lost {self.peer}: {error}") from error
 
@@ -186,9 +192,7 @@ class Channel:
             raise DecodeError(f"{self.peer} does not send frames of version 1")
         limit = self._bounds.max_frame_bytes
         if n_bytes > limit:
-            raise PeerError(
-                f"{self.peer} sends a frame of {n_bytes} bytes, the limit is {limit}"
-            )
+            raise PeerError(f"{self.peer} sends a frame of {n_bytes} bytes, the limit is {limit}")
         return int(n_bytes)
 
     def _received(self, frame: bytes | None) -> bytes:
@@ -210,6 +214,10 @@ def exchange(channels: Mapping[str, Channel], round_: Round) -> Inbox:
             Nothing was sent then.
         PeerError, TransportError: as `Channel.send` and `Channel.receive` say.
     """
+    if round_.awaited is None and len(round_.outgoing) == 1:
+        for peer, frame in round_.outgoing.items():
+            if peer in channels:
+                return {peer: channels[peer]._swap(frame)}
     senders = round_.senders
     used = {*round_.outgoing, *senders}
     if unknown := used.difference(channels):
@@ -219,14 +227,11 @@ def exchange(channels: Mapping[str, Channel], round_: Round) -> Inbox:
         channels[peer]._check(round_.outgoing.get(peer, b""))
     now_s = time.monotonic()
     try:
-        sending = [channels[peer]._send(one, now_s) for peer, one in round_.outgoing.items()]
-        unsent = [job for job in sending if job is not None]
-        if len(senders) == 1 and not unsent:
-            return {peer: channels[peer]._fetch(now_s) for peer in senders}
         # Both directions at once: two parties that each first send more than the network's
         # buffers hold would wait for one another for ever.
+        sending = [channels[peer]._send(one, now_s) for peer, one in round_.outgoing.items()]
         receiving = [channels[peer]._receiving(now_s) for peer in senders]
-        carry([*unsent, *receiving])
+        carry([*(job for job in sending if job is not None), *receiving])
     except BaseException as error:
         for peer in used:
             channels[peer]._fail(error)
@@ -322,7 +327,7 @@ class Listener:
         self._context = context
         self._name_of = name_of
         self._bounds = bounds
-        self._callers: list[_Caller] = []
+        self._callers: list[Caller] = []
         self._is_closed = False
 
     def accept(self, timeout_s: float | None = None) -> Channel:
@@ -343,9 +348,8 @@ class Listener:
                     return channel
             if time.monotonic() >= until_s:
                 raise TransportError(f"nobody connected within {timeout_s:g} s")
-            has_room = len(self._callers) < _MAX_WAITING
-            jobs = [caller.job for caller in self._callers]
-            wait(jobs, self._plain if has_room else None, until_s)
+            listening = self._plain if len(self._callers) < _MAX_WAITING else None
+            wait([caller.job for caller in self._callers], listening, until_s)
 
     def close(self) -> None:
         """Listen no more and turn away who was not accepted; a second call does nothing."""
@@ -358,15 +362,11 @@ class Listener:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _let_in(self) -> None:
+        timeout_s = self._bounds.connect_timeout_s
         while len(self._callers) < _MAX_WAITING:
             try:
                 plain, address = self._plain.accept()
@@ -376,9 +376,9 @@ class Listener:
                 continue
             except OSError as error:
                 raise TransportError(f"cannot let clients in: {error}") from error
-            self._callers.append(_Caller(plain, address, self._context, self._bounds))
+            self._callers.append(Caller(plain, address, self._context, timeout_s))
 
-    def _welcome(self, caller: _Caller) -> Channel | None:
+    def _welcome(self, caller: Caller) -> Channel | None:
         """The channel to a caller that agreed on keys and has a name. Others are turned away."""
         is_kept = False
         try:
@@ -397,22 +397,3 @@ class Listener:
                 self._callers.remove(caller)
                 caller.link.socket.close()
         return None
-
-
-@final
-class _Caller:
-    """A client that is agreeing on keys with us."""
-
-    def __init__(
-        self,
-        plain: socket.socket,
-        address: tuple[str, int],
-        context: ssl.SSLContext,
-        bounds: Bounds,
-    ) -> None:
-        self.address = "{}:{}".format(*address[:2])
-        self.link = TlsSocket(plain, context, None)
-        timeout_s = bounds.connect_timeout_s
-        late = f"it agreed on no keys within {timeout_s:g} s"
-        deadline_s = time.monotonic() + timeout_s
-        self.job = Job(self.link, self.link.shake_hands(), deadline_s, late)

@@ -1,12 +1,17 @@
-"""TLS over sockets that never block, and the one place that waits for them.
+"""TLS over sockets that never block, and what waits for them.
 
 What takes time is written as *steps*: generators that do what is possible at once and then
 yield what they need to go on. `carry` brings any number of them to their ends together, so
 sending does not wait for receiving, nor one peer for another.
 
-Invariants. `carry` ends within the deadlines of its jobs. It sleeps only when each job has
-asked for what the network must bring or take: nothing that arrived lies forgotten in a buffer.
-What has arrived and nobody reads yet is bounded, however much the other side sends.
+Steps cost time: after other work has emptied the processor's caches, a Python function more is
+microseconds more. So what a party does in nearly each round has a straight way beside them:
+`TlsSocket.begin` sends what it can at once, and `TlsSocket.fetch` waits for one peer alone.
+
+Invariants. `carry` ends within the deadlines of its jobs, and `fetch` within its own. They sleep
+only when all that is left to do needs what the network must bring or take: nothing that arrived
+lies forgotten in a buffer. What has arrived and nobody reads yet is bounded, however much the
+other side sends.
 """
 
 from __future__ import annotations
@@ -97,8 +102,11 @@ def wait(
     sockets = poll()
     for number, mask in wants.items():
         sockets.register(number, mask)
-    rest_s = min(until_s - time.monotonic(), _LONGEST_SLEEP_S)
-    sockets.poll(max(0, math.ceil(1000 * rest_s)))
+    sockets.poll(_pause_ms(until_s - time.monotonic()))
+
+
+def _pause_ms(rest_s: float) -> int:
+    return max(0, math.ceil(1000 * min(rest_s, _LONGEST_SLEEP_S)))
 
 
 @final
@@ -121,7 +129,7 @@ class TlsSocket:
         )
         self._scratch = memoryview(bytearray(_PIECE_BYTES))
         self._unsent = memoryview(b"")  # encrypted, and the network took it not yet
-        self._arrivals = poll()
+        self._arrivals = poll()  # tells that something arrived, if only the end
         self._arrivals.register(plain.fileno(), POLLIN)
         self._is_at_end = False  # nothing will arrive any more
 
@@ -180,7 +188,7 @@ class TlsSocket:
             rest = rest[_PIECE_BYTES:]
 
     def fetch(self, n_bytes: int, deadline_s: float, complaint: str) -> bytes | None:
-        """What `read` gives, waited for here. TransportError: it is too late."""
+        """What `read` gives, waited for here and in few steps. TransportError: it is too late."""
         if n_bytes > _PIECE_BYTES:
             job = Job(self, self.read(n_bytes), deadline_s, complaint)
             carry([job])
@@ -189,10 +197,10 @@ class TlsSocket:
         n_left = n_bytes
         tls, incoming = self._tls, self._incoming
         while n_left:
-            if incoming.pending or tls.pending():  # else there is nothing to decrypt
+            if incoming.pending or tls.pending():
                 try:
                     part = tls.read(min(n_left, _RECORD_BYTES))
-                except ssl.SSLWantReadError:
+                except ssl.SSLWantReadError:  # a part of a record
                     pass
                 else:
                     if not part:
@@ -204,30 +212,30 @@ class TlsSocket:
                     continue
             if self._is_at_end:
                 return None
-            self._await(deadline_s, complaint)
-        return b"".join(parts)
-
-    def _await(self, deadline_s: float, complaint: str) -> None:
-        """Sleep until something arrived, if only the end, and take it in."""
-        while True:
             rest_s = deadline_s - time.monotonic()
             if rest_s <= 0:
                 raise TransportError(complaint)
-            if self._arrivals.poll(math.ceil(1000 * min(rest_s, _LONGEST_SLEEP_S))):
-                if self._take_in():
-                    return
+            if self._arrivals.poll(_pause_ms(rest_s)):
+                self._take_in()
+        return b"".join(parts)
 
     def read(self, n_bytes: int) -> Steps[bytes | None]:
         """So many bytes; None: they ended the connection before. Failures are OSErrors."""
         gathered: io.BytesIO | None = None
         n_left = n_bytes
+        tls, incoming = self._tls, self._incoming
         while n_left:
-            try:
-                part = self._tls.read(min(n_left, _RECORD_BYTES))
-            except ssl.SSLWantReadError:
+            part: bytes | None = None
+            if incoming.pending or tls.pending():  # else asking for more would cost an exception
+                try:
+                    part = tls.read(min(n_left, _RECORD_BYTES))
+                except ssl.SSLWantReadError:  # a part of a record
+                    part = None
+            if part is None:
                 if self._is_at_end:
                     return None
-                yield 0 if self._take_in() else POLLIN
+                yield POLLIN
+                self._take_in()
                 continue
             if not part:
                 return None
@@ -315,6 +323,23 @@ def call(host: str, port: int, peer: str, context: ssl.SSLContext, timeout_s: fl
         if isinstance(error, OSError | EOFError):
             raise _blame(error, whom) from error
         raise
+
+
+@final
+class Caller:
+    """A client that is agreeing on keys with us, from `address`, at the latest in `timeout_s`."""
+
+    def __init__(
+        self,
+        plain: socket.socket,
+        address: tuple[str, int],
+        context: ssl.SSLContext,
+        timeout_s: float,
+    ) -> None:
+        self.address = "{}:{}".format(*address[:2])
+        self.link = TlsSocket(plain, context, None)
+        late = f"it agreed on no keys within {timeout_s:g} s"
+        self.job = Job(self.link, self.link.shake_hands(), time.monotonic() + timeout_s, late)
 
 
 def _blame(error: OSError | EOFError, whom: str) -> VeilrunError:

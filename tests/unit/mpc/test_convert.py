@@ -88,7 +88,7 @@ def test_a_checkpoint_becomes_a_folder(classifier: Path, tmp_path: Path, kind: s
     assert (report.profile, report.embedding) == ("w16a8", kind) and model.public.embedding == kind
     assert (report.n_texts, report.max_tokens) == (5, 15)
     assert report.architecture == model.public.architecture == load(classifier).architecture
-    assert report.costs == (cost.predict(model.public, 8),)  # the model takes no more than 20
+    assert report.costs == tuple(cost.predict(model.public, length) for length in (8, 15))
     assert [step for step in steps if step[1] == step[2]] == [
         ("calibrating", 2, 2),
         ("checking", 5, 5),
@@ -113,9 +113,24 @@ def test_an_encoder_has_no_labels_to_agree_on(tmp_path: Path):
     assert report.agreement.same_label is None and report.agreement.cosine_worst > 0.99
 
 
+def test_costs_are_told_for_lengths_that_were_calibrated(classifier: Path, tmp_path: Path):
+    report = convert(classifier, tmp_path / "out", texts=TEXTS)
+    assert report.max_tokens == 15
+    assert [one.n_tokens for one in report.costs] == [8, 15]
+    short = convert(classifier, tmp_path / "short", texts=["plot"])
+    assert [one.n_tokens for one in short.costs] == [short.max_tokens] == [3]
+
+
+def test_a_float_model_is_not_put_through_a_profile_of_one_bit(classifier: Path, tmp_path: Path):
+    with pytest.raises(UnsupportedModel, match=r"w1a4 needs a model trained for it.*distil_w1a4"):
+        convert(classifier, tmp_path / "out", texts=TEXTS, profile=W1A4)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_coarse_profile_shows_in_the_report(classifier: Path, tmp_path: Path):
     fine = convert(classifier, tmp_path / "fine", texts=TEXTS).agreement
-    coarse = convert(classifier, tmp_path / "coarse", texts=TEXTS, profile=W1A4).agreement
+    rough = dataclasses.replace(W1A4, name="rough")
+    coarse = convert(classifier, tmp_path / "coarse", texts=TEXTS, profile=rough).agreement
     assert coarse.largest_difference > 3 * fine.largest_difference
 
 

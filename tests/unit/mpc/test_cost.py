@@ -11,7 +11,8 @@ import pytest
 from veilrun.errors import UsageError
 from veilrun.mpc import cost
 from veilrun.mpc.model.quantised import CLIENT_EMBEDDING, SECRET_EMBEDDING
-from veilrun.mpc.profile import W1A4, W16A8
+from veilrun.mpc.profile import W1A4, W16A8, Lookups
+from veilrun.mpc.tables import ExpTable, Table
 from veilrun.transport.memory import Link
 
 CASES = [
@@ -54,6 +55,24 @@ def test_a_shape_without_a_model_costs_the_same(kind, profile):
     bare = cost.shape_only(shape, profile, kind)
     for n_tokens in (1, 5, 26):
         assert cost.predict(bare, n_tokens) == cost.predict(model.public, n_tokens)
+
+
+def test_a_shape_without_a_model_has_guards_where_a_model_has():
+    exp = Lookups(9)  # so many entries that a step table of e^x goes by keys
+    by_keys = dataclasses.replace(
+        W1A4, name="keys", functions=dataclasses.replace(W1A4.functions, exp=exp)
+    )
+    shape = rig.architecture()
+    for profile in (W16A8, W1A4, by_keys):
+        model = rig.quantised(rig.float_model(shape), profile=profile)
+        bare = cost.shape_only(shape, profile, SECRET_EMBEDDING)
+        for name, table in model.public.tables.items():
+            assert has_guard(bare.tables[name]) == has_guard(table), name
+        assert cost.predict(bare, 5) == cost.predict(model.public, 5)
+
+
+def has_guard(table: Table) -> bool:
+    return not isinstance(table, ExpTable) and table.guard is not None
 
 
 def test_bert_base_stays_within_its_budget():

@@ -297,3 +297,49 @@ def test_arguments_that_do_not_fit_are_refused():
     for form in [(0, 32), (25, 32), (7, 8), (7, 32, 0), (7, 32, 3)]:
         with pytest.raises(UsageError):
             Domain(*form)
+
+
+@given(
+    st.sampled_from(
+        [(6, 32), (6, 64), (7, 16), (8, 16), (7, 32), (5, 64), (8, 32), (4, 16), (10, 64)]
+    ),
+    st.integers(0, 75),
+    st.sampled_from([(np.uint16, 3), (np.uint32, 7), (np.uint64, 20), (np.uint16, 0)]),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_lines_are_their_look_ups(form, n, opening, guarded, seed):
+    domain, rng = Domain(*form, 2), np.random.default_rng(seed)
+    dtype, low_bits = opening
+    points = rng.integers(0, domain.size, n, np.uint32)
+    opened = rng.integers(0, np.iinfo(dtype).max, n, dtype, endpoint=True)
+    values, slopes = values_of(rng, (2, domain.size), domain)
+    guard = rng.integers(0, 2, domain.size).astype(domain.dtype)
+    mask_low = rng.integers(0, 2**low_bits, n).astype(domain.dtype)
+    payloads, tweak = np.stack([np.ones_like(mask_low), mask_low]), rng.bytes(16)
+    seeds = seeds_of(rng, n)
+    corrections = dpf.generate(points, *seeds, domain, tweak, payloads)
+    tables = [values, slopes, slopes, guard] if guarded else [values, slopes, slopes]
+    rows = dpf.unroll(np.stack(tables), domain, (0, 0, 1, 0)[: len(tables)])
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        for kernel in IMPLEMENTATIONS.values():
+            patch.setattr(native, "KERNEL", kernel)
+            results.append(
+                [
+                    dpf.interpolate(
+                        p, seeds[p], corrections, opened, rows, low_bits, tweak, n_threads=1 + p
+                    )
+                    for p in (0, 1)
+                ]
+            )
+    for other in results[1:]:
+        for (mine, my_count), (theirs, their_count) in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+            assert my_count == their_count
+    (first, first_count), (second, second_count) = results[0]
+    entry = ((opened >> low_bits).astype(np.int64) - points) % domain.size
+    low = (opened & dtype(2**low_bits - 1)).astype(domain.dtype)
+    np.testing.assert_array_equal(first + second, values[entry] + (low - mask_low) * slopes[entry])
+    n_flagged = int(guard[entry].sum()) if guarded else 0
+    assert (first_count + second_count - n_flagged) % 2**domain.out_bits == 0

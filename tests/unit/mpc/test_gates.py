@@ -12,10 +12,13 @@ import pytest
 from mpc_rig import Ran, Whole
 
 from veilrun.errors import DecodeError
+from veilrun.mpc import ring
+from veilrun.mpc.gates import product
 from veilrun.mpc.gates.costs import COSTS, GateCost
+from veilrun.mpc.machines.party import Party
 from veilrun.mpc.operations import Operations
 from veilrun.mpc.plan import Keys, Share, packed_bytes
-from veilrun.mpc.shares import Shared, dtype_of, signed
+from veilrun.mpc.shares import Masked, Shared, dtype_of, signed
 from veilrun.mpc.tables import ExpTable, LinearTable, StepTable, Table
 from veilrun.transport.rounds import Protocol
 
@@ -111,6 +114,21 @@ def test_products_of_masked_matrices_are_exact(bits: int) -> None:
     ran = mpc_rig.run(piece, [(x, bits), (y, bits)], Whole(constants={"c": constant}), bits=bits)
     want = np.matmul(x.astype(object), y.astype(object)) + constant
     np.testing.assert_array_equal(ran.revealed[0], in_ring(want, bits).astype(np.int64))
+
+
+def test_a_product_uses_the_machines_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = ring.matmul_batch
+
+    def watch(x: Any, y: Any, *, n_threads: int = 1) -> Any:
+        seen.append(n_threads)
+        return real(x, y, n_threads=n_threads)
+
+    monkeypatch.setattr(ring, "matmul_batch", watch)
+    left, right = (RNG.integers(0, 2**16, (2, 3, 3)).astype(np.uint32) for _ in range(2))
+    party = Party(0, {}, {}, [np.zeros((2, 3, 3), np.uint32)], bytes(16), n_threads=3)
+    product.run(party, Masked(left, right, 32), Masked(right, left, 32))
+    assert seen == [3]
 
 
 # --- shrinking --------------------------------------------------------------------------
@@ -242,6 +260,29 @@ def test_the_exponential_is_exact_to_its_factors() -> None:
     step = 2**low * unit
     relative = 2.0**-9 + 2.0**-13 * (1 + math.exp(step))
     assert (np.abs(ran.revealed[0] - exact) <= 1 + exact * relative * 2).all()
+
+
+N_MANY = 70_001
+"""More than 16 bits count: what one table reads in a layer of 128 tokens is more."""
+
+
+@pytest.mark.parametrize("kind", ["step", "line"])
+@pytest.mark.parametrize("n_bits", [32, 16])
+def test_a_guard_counts_many_values(kind: str, n_bits: int) -> None:
+    dtype = dtype_of(n_bits)
+    entries, guard = np.zeros(256, dtype), np.ones(256, dtype)
+    guard[0] = 0
+    value = np.ones(N_MANY, np.int64)
+    value[:5] = 0
+    table: Table = StepTable(entries, n_bits, guard)
+    if kind == "line":
+        table, value = LinearTable(entries, entries, n_bits, 4, 0, guard), 16 * value + 4
+    ran = looked_up(table, value, table.opened_bits)
+    assert int(ran.revealed[1]) % 2**n_bits == int(ran.twin[1]) % 2**n_bits
+    if n_bits == 32 and kind == "step":
+        assert int(ran.revealed[1]) == N_MANY - 5
+    elif n_bits == 32:  # a line may be taken from the entry beside
+        assert N_MANY - 5 <= int(ran.revealed[1]) <= N_MANY
 
 
 # --- prices -----------------------------------------------------------------------------

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import stat
 from functools import lru_cache
 from pathlib import Path
 
@@ -83,6 +85,18 @@ def test_the_client_gets_the_embedding_only_where_it_is_public(tmp_path: Path):
     back = files.load_client(tmp_path / CLIENT_EMBEDDING, model.public)
     assert np.array_equal(back.word, model.client.word) and back.eps == model.client.eps
     assert np.array_equal(back.position, model.client.position)
+
+
+def test_only_the_owner_can_read(tmp_path: Path):
+    previous = os.umask(0o022)
+    try:
+        for kind in (SECRET_EMBEDDING, CLIENT_EMBEDDING):
+            files.save(model_of(kind=kind), TOKENIZER, tmp_path / kind)
+            modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / kind).iterdir()}
+            assert modes == {0o600}
+            assert stat.S_IMODE((tmp_path / kind).stat().st_mode) == 0o700
+    finally:
+        os.umask(previous)
 
 
 def test_weights_that_fit_take_two_bytes(tmp_path: Path):

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veilrun.errors import BusyError, DecodeError, PeerError, TransportError, VerificationError
+from veilrun.errors import (
+    BusyError,
+    DecodeError,
+    PeerError,
+    SpentError,
+    TransportError,
+    VerificationError,
+)
 from veilrun.mpc import wire
 from veilrun.wire import tensors
 from veilrun.wire.tensors import Message
@@ -120,7 +127,7 @@ def test_values_that_cannot_be(message: wire.Control) -> None:
         ("busy", BusyError),
         ("unreachable", TransportError),
         ("mismatch", VerificationError),
-        ("spent", wire.SpentError),
+        ("spent", SpentError),
         ("other", PeerError),
     ],
 )

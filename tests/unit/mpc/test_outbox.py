@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from veilrun.errors import PeerError, RefusedError
+from veilrun.errors import DamagedError, PeerError, RefusedError
 from veilrun.mpc import parcels
-from veilrun.mpc.parcels import DamagedError
 from veilrun.mpc.roles.outbox import PARTIES, Outbox
 
 DIGEST = b"\x01" * 32

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from veilrun.errors import RefusedError, StorageError, VerificationError
+from veilrun import atomic
+from veilrun.errors import DamagedError, RefusedError, StorageError, VerificationError
 from veilrun.mpc import parcels, stock, wire
 from veilrun.mpc.ledger import Ledger
-from veilrun.mpc.parcels import Arrival, DamagedError, Writer
+from veilrun.mpc.parcels import Arrival, Writer
 from veilrun.mpc.stock import Store
 from veilrun.mpc.wire import CHUNK_BYTES, SETUP, Welcome
 
@@ -157,6 +158,52 @@ def test_a_disk_that_does_not_take_the_line(store: Store, monkeypatch) -> None:
         store.use(5)
     with pytest.raises(RefusedError):  # it may be on the disk, so it is burnt
         store.use(5)
+
+
+def no_sync(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def no_open(path: Path, *args: object, **options: object) -> None:
+    raise OSError(24, "Too many open files")
+
+
+def no_mark(path: Path, content: bytes, mode: int) -> None:
+    raise StorageError("disk full")
+
+
+FAILURES = {
+    "the line is not synced": (os, "fsync", no_sync),
+    "the file is not opened": (Path, "open", no_open),
+    "the mark is not written": (atomic, "write_file", no_mark),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_ledger_outlives_a_write_that_failed(store: Store, failure: str, monkeypatch) -> None:
+    store.use(1)
+    for serial in (2, 3):
+        with monkeypatch.context() as patched, pytest.raises(StorageError):
+            patched.setattr(*FAILURES[failure])
+            store.use(serial)
+    store.use(4)
+    for later in (store, again(store)):
+        for serial in (1, 4):
+            with pytest.raises(RefusedError, match="was used before"):
+                later.use(serial)
+    last = again(store)
+    last.use(5)
+    assert {1, 4, 5} == {serial for serial in (1, 4, 5) if serial in again(last).ledger}
+
+
+def test_half_a_line_that_a_full_disk_left_is_cut_before_the_next(store: Store) -> None:
+    store.use(1)
+    path = store.folder / "ledger"
+    before = path.read_bytes()
+    path.write_bytes(before + b"2 0123")
+    store.use(3)
+    assert path.read_bytes().startswith(before + b"3 ")
+    assert 3 in again(store).ledger
 
 
 def test_the_line_is_on_the_disk_before_use_returns(store: Store, monkeypatch) -> None:

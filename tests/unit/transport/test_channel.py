@@ -18,8 +18,8 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
-
 from meeting import HOST, calling, listening, pair, together
+
 from veilrun.errors import (
     DecodeError,
     PeerError,
@@ -89,6 +89,21 @@ def test_both_may_send_first_what_exceeds_the_networks_buffers(identity):
             return end.receive()
 
         assert together(lambda: send_first(left), lambda: send_first(right)) == [frame, frame]
+
+
+@pytest.mark.parametrize("n_bytes", [60_000, 250_000, 1_000_000])
+def test_a_round_may_exceed_the_networks_buffers(identity, n_bytes):
+    frames = [os.urandom(n_bytes) for _ in range(6)]
+    with pair(identity, Bounds(send_timeout_s=5, receive_timeout_s=5)) as (left, right):
+        for end in (left, right):
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                end._link.socket.setsockopt(socket.SOL_SOCKET, option, 2**14)
+
+        def swap_all(end: Channel) -> list[bytes]:
+            return [exchange({end.peer: end}, Round({end.peer: one}))[end.peer] for one in frames]
+
+        assert together(lambda: swap_all(left), lambda: swap_all(right)) == [frames, frames]
+        assert left.traffic == right.traffic == Traffic(6, 6 * n_bytes, 6, 6 * n_bytes)
 
 
 async def test_a_channel_and_a_stream_understand_each_other(identity):
@@ -238,6 +253,28 @@ def test_bytes_that_are_not_tls_are_the_networks_fault(identity):
             server.receive()
 
 
+def test_one_record_may_hold_many_frames(identity):
+    frames = [b"abc", b"", b"de", bytes(9_000), b"f", b"g"]
+    with raw_client(identity) as (rogue, server):
+        rogue.sendall(b"".join(header(len(one)) + one for one in frames))
+        for one in frames[::2]:  # in turn: sending too, and only receiving
+            assert exchange({"rogue": server}, Round({"rogue": b"x"})) == {"rogue": one}
+            assert server.receive() == frames[frames.index(one) + 1]
+        assert server.traffic == Traffic(3, 3, 6, sum(map(len, frames)))
+
+
+@pytest.mark.parametrize("sent", [b"", header(10), header(10) + bytes(9), header(99_999)])
+def test_a_round_without_an_answer_ends_in_time(identity, sent):
+    with raw_client(identity, HASTY) as (rogue, server):
+        rogue.sendall(sent)
+        begin_s = time.monotonic()
+        with pytest.raises(TransportError, match=r"rogue sent no frame within 0\.3 s"):
+            exchange({"rogue": server}, Round({"rogue": b"x"}))
+        assert 0.29 < time.monotonic() - begin_s < 3
+        with pytest.raises(TransportError, match="to rogue has ended: rogue sent no frame"):
+            server.send(b"")
+
+
 @pytest.mark.parametrize("pause_s", [10, 0.02])
 def test_a_frame_that_stalls_or_trickles_is_the_networks_fault(identity, pause_s):
     done = threading.Event()
@@ -300,11 +337,12 @@ def interrupted() -> Iterator[None]:
     timer.join()
 
 
-def test_an_interrupted_frame_is_the_last(identity, interrupted):
+@pytest.mark.parametrize("outgoing", [{}, {"right": b"x"}])
+def test_an_interrupted_frame_is_the_last(identity, interrupted, outgoing):
     with pair(identity) as (left, right):
         right._link.socket.sendall(b"\x17")  # the beginning of a record
         with pytest.raises(KeyboardInterrupt):
-            left.receive()
+            exchange({"right": left}, Round(outgoing, {"right"} if not outgoing else None))
         with pytest.raises(TransportError, match="has ended: KeyboardInterrupt"):
             left.receive()
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-
 from meeting import HOST, calling, listening, together
+
 from veilrun.errors import (
     PeerError,
     RefusedError,

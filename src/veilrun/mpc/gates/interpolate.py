@@ -24,14 +24,14 @@ from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Keys
-from veilrun.mpc.shares import Array, Masked, Shared, signed, wrap
-from veilrun.mpc.tables import FLAG_BITS, LinearTable
+from veilrun.mpc.shares import Array, Masked, Shared, dtype_of, signed, wrap
+from veilrun.mpc.tables import LinearTable
 
 
 def trace(machine: Tracer, name: str, table: LinearTable, x: Masked) -> Shared:
     machine.want(Keys(int(np.prod(x.shape, dtype=np.int64)), table.domain))
     if table.guard is not None:
-        machine.flag(name, machine.shared((), FLAG_BITS))
+        machine.flag(name, machine.shared((), table.flag_bits))
     return machine.shared(x.shape, table.bits)
 
 
@@ -44,20 +44,18 @@ def deal(machine: Dealer, name: str, table: LinearTable, x: Masked) -> Shared:
 
 def run(machine: Party, name: str, table: LinearTable, x: Masked) -> Shared:
     machine.watch_mask(x.mask, table.low_bits)
-    index, low = divide(x.array, table.low_bits)
-    found = dpf.lookup(
+    values, n_flagged = dpf.interpolate(
         machine.index,
         *machine.take_keys(),
-        index,
+        x.array.reshape(-1),
         table.rows,
-        table.domain,
+        table.low_bits,
         machine.tweak,
         n_threads=machine.n_threads,
     )
     if table.guard is not None:
-        n_flagged = found[3].sum(dtype=found.dtype).reshape(())
-        machine.flag(name, Shared(wrap(n_flagged, FLAG_BITS), FLAG_BITS))
-    values = found[0] + low.astype(found.dtype) * found[1] - found[2]
+        flagged = np.array(n_flagged % 2**table.flag_bits, dtype_of(table.flag_bits))
+        machine.flag(name, Shared(flagged, table.flag_bits))
     bits = table.bits + table.extra_bits
     z = Shared(wrap(values, bits).reshape(x.shape), bits)
     return shrink.run(machine, z, table.extra_bits)
@@ -68,7 +66,7 @@ def plain(machine: Twin, name: str, table: LinearTable, x: Masked) -> Shared:
     i, rest = split(x.array, mask_low, table.low_bits, table.index_bits)
     if table.guard is not None:
         n_flagged = table.guard[i].sum(dtype=np.int64)
-        machine.flag(name, Shared(np.asarray(n_flagged), FLAG_BITS))
+        machine.flag(name, Shared(np.asarray(n_flagged), table.flag_bits))
     bits = table.bits + table.extra_bits
     value = signed(table.values, bits)[i] + signed(table.slopes, bits)[i] * rest
     return shrink.plain(machine, machine.in_ring(value, bits, name), table.extra_bits)

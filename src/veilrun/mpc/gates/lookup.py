@@ -25,7 +25,7 @@ from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Keys, Share
 from veilrun.mpc.shares import Array, Masked, Shared, dtype_of, signed, wrap
-from veilrun.mpc.tables import FLAG_BITS, StepTable
+from veilrun.mpc.tables import StepTable
 
 
 def trace(machine: Tracer, name: str, table: StepTable, *inputs: Masked) -> Shared:
@@ -34,7 +34,7 @@ def trace(machine: Tracer, name: str, table: StepTable, *inputs: Masked) -> Shar
     if table.by_keys:
         machine.want(Keys(n, table.domain))
         if table.guard is not None:
-            machine.flag(name, machine.shared((), FLAG_BITS))
+            machine.flag(name, machine.shared((), table.flag_bits))
     else:
         machine.want(Share((n, table.values.size), _stored_bits(table)))
     return machine.shared(shape, table.bits)
@@ -62,7 +62,7 @@ def run(machine: Party, name: str, table: StepTable, *inputs: Masked) -> Shared:
     found = dpf.lookup(machine.index, *keys, indexes, table.rows, table.domain, machine.tweak)
     if table.guard is not None:
         n_flagged = found[1].sum(dtype=found.dtype).reshape(())
-        machine.flag(name, Shared(wrap(n_flagged, FLAG_BITS), FLAG_BITS))
+        machine.flag(name, Shared(wrap(n_flagged, table.flag_bits), table.flag_bits))
     return Shared(wrap(found[0], table.bits).reshape(shape), table.bits)
 
 
@@ -72,7 +72,7 @@ def plain(machine: Twin, name: str, table: StepTable, *inputs: Masked) -> Shared
     )
     if table.guard is not None and table.by_keys:
         n_flagged = table.guard[place].sum(dtype=np.int64)
-        machine.flag(name, Shared(np.asarray(n_flagged), FLAG_BITS))
+        machine.flag(name, Shared(np.asarray(n_flagged), table.flag_bits))
     values = table.values[place]
     return Shared(signed(values, table.bits), table.bits)
 

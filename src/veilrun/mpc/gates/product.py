@@ -30,13 +30,15 @@ def trace(machine: Tracer, x: Masked, y: Masked) -> Shared:
 
 
 def deal(machine: Dealer, x: Masked, y: Masked) -> Shared:
-    return machine.share(_matmul(x.mask, y.mask), x.bits)
+    return machine.share(_matmul(x.mask, y.mask, 1), x.bits)
 
 
 def run(machine: Party, x: Masked, y: Masked) -> Shared:
     right = (y.array - y.mask) if machine.is_first else -y.mask
     product = _matmul(
-        np.concatenate([x.array, -x.mask], axis=-1), np.concatenate([right, y.array], axis=-2)
+        np.concatenate([x.array, -x.mask], axis=-1),
+        np.concatenate([right, y.array], axis=-2),
+        machine.n_threads,
     )
     return Shared(wrap(product + machine.take(), x.bits), x.bits)
 
@@ -46,9 +48,10 @@ def plain(machine: Twin, x: Masked, y: Masked) -> Shared:
     return Shared(value, x.bits)  # what is made of it must fit; it need not
 
 
-def _matmul(x: Array, y: Array) -> Array:
+def _matmul(x: Array, y: Array, n_threads: int) -> Array:
     """[..., n, k] x [..., k, m] in uint16 or uint32."""
     batch = x.shape[:-2]
     x3 = np.ascontiguousarray(x).reshape(-1, *x.shape[-2:])
     y3 = np.ascontiguousarray(y).reshape(-1, *y.shape[-2:])
-    return ring.matmul_batch(x3, y3).reshape(*batch, x.shape[-2], y.shape[-1])
+    product = ring.matmul_batch(x3, y3, n_threads=n_threads)
+    return product.reshape(*batch, x.shape[-2], y.shape[-1])

@@ -10,8 +10,6 @@ exceed those of z. Party 1's share is uniform, so this is *unbiased stochastic r
 the two integers around z / 2^s, up to 2^-s with the right probabilities. Nothing can wrap, and
 nothing is dealt. Shrinking before opening also makes the opening shorter.
 
-`reduce`: Z_2^k -> Z_2^b, b <= k, the value must fit: each party drops its upper bits.
-
 Source: local truncation as in SecureML (Mohassel and Zhang 2017), whose wrap error comes from
 keeping the ring; here the ring shrinks with the value.
 """

@@ -31,8 +31,8 @@ class Party:
     """One inference of one party.
 
     index: 0 for P1, 1 for P2. matrices: its shares of the weights. correlations: its halves, in
-    the order of the plan (see `material`). tweak: as the dealer's. n_threads: for look-ups.
-    watch_rounding: of party 1's shares; watch_mask: of either party's halves of masks.
+    the order of the plan (see `material`). tweak: as the dealer's. n_threads: for look-ups and
+    products. watch_rounding: of party 1's shares; watch_mask: of either party's halves of masks.
     """
 
     def __init__(

@@ -10,9 +10,20 @@ For token ids t_0..t_{L-1} (`~` rounds to one of the two integers around; tables
     head:       logits = activation(~(x[0] @ dense)) @ out
 
 Norms do not subtract the mean, and their gains and biases are in the matrices: a network is
-trained in this form (`training/distil_w1a4.py`), not converted to it. What has more bits than
-one are gains, levels and biases, and the embedding and the head, which cost nothing: a share is
-a ring element whatever it is a share of.
+trained in this form (`training/distil_w1a4.py`), not converted to it.
+
+Bits. Signs: 1. What enters a matrix or a product of attention: about 4, sign included; that is
+the size at which the trained network holds them, not a limit, and some reach further:
+
+    x       in steps of 1/4 of the row's rms, so most within +-8
+    q, k    z / 2^6, v likewise: rms 3 to 6
+    c       in steps of 1/2 of v's
+    g       one of the 32 values of its table, in steps of 1/8
+    e       one of 32 values, to 169; it stands for 5 bits of a score
+
+Indexes: 5 bits for e^s and GELU, 8 for 1 / sum and the head, 10 for 1 / rms. More than that have
+levels, gains, biases, the embedding and the head; they cost nothing: a share is a ring element
+whatever it is a share of.
 
 Invariant: every weight of the four matrices of a layer is plus or minus its column's level, and
 levels are whole and positive.

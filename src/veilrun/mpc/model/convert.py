@@ -31,7 +31,7 @@ from veilrun.mpc.model.calibration import calibrate
 from veilrun.mpc.model.entry import MISSING_EXTRA, Tokenizer, check_ids, entry_of
 from veilrun.mpc.model.quantise import quantise
 from veilrun.mpc.model.quantised import SECRET_EMBEDDING, QuantisedModel
-from veilrun.mpc.profile import W16A8, Profile
+from veilrun.mpc.profile import W1A4, W16A8, Profile
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ SAMPLE: Final = 64
 """Texts that the twin runs, at most."""
 
 LENGTHS: Final = (8, 32, 128)
-"""Numbers of tokens that costs are told for."""
+"""Numbers of tokens that costs are told for, where calibration saw longer texts."""
 
 _VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -69,7 +69,9 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was made. digest: of the model, hex. n_tokens: of all texts. costs: by length."""
+    """What was made. digest: of the model, hex. n_tokens: of all texts. costs: by length, up to
+    max_tokens, that of the longest text; longer ones were not calibrated.
+    """
 
     folder: Path
     digest: str
@@ -98,12 +100,19 @@ def convert(
 
     Raises:
         UsageError: no texts, one that is too long, or `out` exists.
-        UnsupportedModel: the model, or its tokenizer, has no form that we can run.
+        UnsupportedModel: the model, or its tokenizer, has no form that we can run, or not in
+            this profile.
         CheckpointError: the checkpoint is damaged.
         StorageError: the disk is full.
     """
     if out.exists():
         raise UsageError(f"{out} exists already; choose another name or remove it first")
+    if profile.name == W1A4.name:
+        raise UnsupportedModel(
+            f"{W1A4.name} needs a model trained for it, with one-bit weights: "
+            f"training/distil_w1a4.py makes one of a float classifier, quantised already; other "
+            f"models go with {W16A8.name}"
+        )
     model = load(checkpoint)
     tokenizer_json = tokenizer_of(checkpoint, texts)
     sentences = _sentences(model, Tokenizer(tokenizer_json), texts)
@@ -117,7 +126,8 @@ def convert(
     )
     files.save(quantised, tokenizer_json, out)
     shape = model.architecture
-    lengths = [length for length in LENGTHS if length <= shape.max_tokens]
+    longest = quantised.public.max_tokens
+    lengths = [*(length for length in LENGTHS if length < longest), longest]
     return Report(
         folder=out,
         digest=files.digest(out).hex(),

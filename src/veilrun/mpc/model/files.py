@@ -9,9 +9,10 @@
     digests.json          file -> 64 hex digits: SHA-256 of the bytes; of the safetensors files
                           the Merkle root of the tensors (`checkpoint.merkle`)
 
-Invariants. A folder appears whole or not at all. What is read is checked against digests.json,
-so a file that was damaged or exchanged is a `CheckpointError` that names it. A party or a client
-needs no more than its own files and digests.json. Nothing is a pickle.
+Invariants. A folder appears whole or not at all, and only its owner can read it. What is
+read is checked against digests.json, so a file that was damaged or exchanged is a
+`CheckpointError` that names it. A party or a client needs no more than its own files and
+digests.json. Nothing is a pickle.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def save(model: QuantisedModel, tokenizer_json: bytes, folder: Path) -> None:
         decode_public(frame)
     except DecodeError as error:
         raise UsageError(f"this model cannot be stored: {error}") from error
-    with atomic.new_folder(folder) as new:
+    with atomic.new_folder(folder, mode=0o700) as new:
         digests = {
             PUBLIC_FILE: hashlib.sha256(frame).digest(),
             WEIGHTS_FILE: _write(new / WEIGHTS_FILE, _weights(model.private)),
@@ -85,10 +86,10 @@ def save(model: QuantisedModel, tokenizer_json: bytes, folder: Path) -> None:
         }
         if model.client is not None:
             digests[CLIENT_FILE] = _write(new / CLIENT_FILE, _client(model.client))
-        atomic.write_file(new / PUBLIC_FILE, frame)
-        atomic.write_file(new / TOKENIZER_FILE, tokenizer_json)
+        atomic.write_file(new / PUBLIC_FILE, frame, mode=0o600)
+        atomic.write_file(new / TOKENIZER_FILE, tokenizer_json, mode=0o600)
         body = json.dumps({name: digests[name].hex() for name in sorted(digests)}, indent=2)
-        atomic.write_file(new / DIGESTS_FILE, body.encode() + b"\n")
+        atomic.write_file(new / DIGESTS_FILE, body.encode() + b"\n", mode=0o600)
 
 
 def load(folder: Path) -> QuantisedModel:
@@ -232,6 +233,7 @@ def _write(path: Path, arrays: Mapping[str, Array]) -> bytes:
     entries = [(name, _WORDS[array.dtype], arrays[name].shape) for name, array in named.items()]
     leaves = {}
     with SafetensorsWriter(path, entries) as writer:
+        path.chmod(0o600)
         for name, array in named.items():
             data = array.reshape(-1).view(np.uint8).data
             writer.write(name, data)

@@ -73,7 +73,7 @@ class TableForm:
         low_bits, dtype = self.how.low_bits, dtype_of(self.bits + extra_bits)
         values = np.broadcast_to(dtype.type(0), (1 << self.how.index_bits,))
         if not low_bits:
-            return StepTable(values, self.bits, values)
+            return StepTable(values, self.bits, None if self.is_exp else values)
         if not self.is_exp:
             return LinearTable(values, values, self.bits, low_bits, extra_bits, values)
         return ExpTable(values, 1.0, self.bits, low_bits, extra_bits, grids.FACTOR_BITS)

@@ -16,6 +16,7 @@ import numpy as np
 
 from veilrun.errors import (
     BusyError,
+    DamagedError,
     PeerError,
     RefusedError,
     TransportError,
@@ -23,7 +24,6 @@ from veilrun.errors import (
     VerificationError,
 )
 from veilrun.mpc import embedding, weight_shares, wire
-from veilrun.mpc.parcels import DamagedError
 from veilrun.mpc.roles import links
 from veilrun.mpc.roles.joining import join
 from veilrun.mpc.roles.links import Seat

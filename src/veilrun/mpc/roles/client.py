@@ -24,12 +24,11 @@ from typing import Final, Self, final
 import numpy as np
 import numpy.typing as npt
 
-from veilrun.errors import PeerError, UsageError, VerificationError
+from veilrun.errors import DamagedError, PeerError, SpentError, UsageError, VerificationError
 from veilrun.mpc import embedding, network_file, weight_shares, wire
 from veilrun.mpc.inference import Answer
 from veilrun.mpc.model.entry import Tokenizer, check_ids, client_entry
 from veilrun.mpc.model.quantised import Integers
-from veilrun.mpc.parcels import DamagedError
 from veilrun.mpc.roles import links
 from veilrun.mpc.roles.joining import join
 from veilrun.mpc.roles.online import Computer, Prepared, Ran, given, tweak
@@ -237,7 +236,7 @@ class Client:
         fetched_s = time.perf_counter()
         try:
             prepared, ran, done = self._compute(serial, tokens)
-        except (DamagedError, wire.SpentError):
+        except (DamagedError, SpentError):
             self._store.discard(serial)
             raise
         if ran.answer is None:
@@ -330,7 +329,7 @@ class Client:
         """Fetch what the dealer has; what it has damaged is not asked for again."""
         try:
             links.fetch(link, self._store, str(serial))
-        except (VerificationError, wire.SpentError):
+        except (VerificationError, SpentError):
             self._store.discard(serial)
             raise
 

@@ -25,7 +25,6 @@ from veilrun.errors import (
 from veilrun.mpc import embedding, inference, parcels, ring, weight_shares, wire
 from veilrun.mpc.machines.dealer import Write
 from veilrun.mpc.model.quantised import QuantisedModel
-from veilrun.mpc.prg import Stream
 from veilrun.mpc.roles import links, online
 from veilrun.mpc.roles.links import Seat
 from veilrun.mpc.roles.outbox import PARTIES, Outbox
@@ -83,7 +82,10 @@ class Dealer:
                 inference.deal(
                     self._model,
                     n_tokens,
-                    (Stream(key_1, online.STREAM, serial), Stream(key_2, online.STREAM, serial)),
+                    (
+                        online.stream_of(key_1, serial, n_tokens),
+                        online.stream_of(key_2, serial, n_tokens),
+                    ),
                     (_beating(writers[0].write, beat), _beating(writers[1].write, beat)),
                     online.tweak(self.outbox.welcomes["P1"], serial),
                 )

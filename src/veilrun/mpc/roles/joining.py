@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from veilrun.errors import BusyError, TransportError
+from veilrun.errors import BusyError, DamagedError, TransportError
 from veilrun.mpc import parcels
-from veilrun.mpc.parcels import DamagedError
 from veilrun.mpc.roles import links
 from veilrun.mpc.roles.links import Seat
 from veilrun.mpc.stock import Store

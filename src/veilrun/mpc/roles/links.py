@@ -18,6 +18,7 @@ from typing import Final, TypeVar, final
 
 from veilrun.errors import (
     BusyError,
+    DamagedError,
     PeerError,
     RefusedError,
     TransportError,
@@ -27,7 +28,7 @@ from veilrun.errors import (
 )
 from veilrun.mpc import parcels, stock, wire
 from veilrun.mpc.network_file import Network
-from veilrun.mpc.parcels import Arrival, DamagedError
+from veilrun.mpc.parcels import Arrival
 from veilrun.mpc.stock import Store
 from veilrun.mpc.wire import CHUNK_BYTES, Control, Manifest
 from veilrun.transport import channel, tls

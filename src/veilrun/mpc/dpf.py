@@ -56,11 +56,11 @@ _MAX_N_BITS = 24
 _MAX_PAYLOADS = 2
 _MAX_TABLES = 4
 _TABLE_MARGIN_BYTES = 64
-_MAX_LINES_BYTES = 1 << 10
+_MAX_LINES_BYTES = 1 << 13
 _U8, _U32 = np.dtype(np.uint8), np.dtype(np.uint32)
 _OPENED = frozenset(_LANES.values())
 # `dpf_batch` and `dpf_lines` of `kernel.h`.
-_BATCH, _LINES = struct.Struct("@IiiiiiiqPPP"), struct.Struct("@iiPPPP")
+_BATCH, _LINES = struct.Struct("@IiiiiiiqPPP"), struct.Struct("@iiiPPPP")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +253,12 @@ def interpolate(
     opened = native.contiguous(opened)
     at, to = native.address(opened), native.address(out)
     in_item, out_item = opened.itemsize, out.itemsize
-    values, slopes, guard = rows.quarters.addresses
+    narrow, tables = rows.quarters.are_narrow, rows.quarters.addresses
     flagged = []
 
     def run(first: int, end: int) -> None:
         _keep, scratch = kernel.dpf_scratch(domain.n_levels)
-        lines = _LINES.pack(in_item, low_bits, at + in_item * first, values, slopes, guard)
+        lines = _LINES.pack(in_item, low_bits, narrow, at + in_item * first, *tables)
         flagged.append(
             kernel.library.veilrun_dpf_lines(
                 batch.part(first, end), lines, scratch, to + out_item * first
@@ -294,7 +294,7 @@ def _interpolate(
 def _has_lines(kernel: native.Kernel, domain: Domain) -> bool:
     """Whether the kernel has lines for keys that are this small."""
     n_bytes = domain.size * domain.dtype.itemsize
-    return kernel.has_vaes and domain.n_levels >= 3 and n_bytes <= _MAX_LINES_BYTES
+    return kernel.has_lines and domain.n_levels >= 3 and n_bytes <= _MAX_LINES_BYTES
 
 
 def expand(party: int, seeds: Array, corrections: Array, domain: Domain, tweak: bytes) -> Array:

@@ -52,6 +52,7 @@ class Quarters:
     With l lanes in 16 bytes, row (r, y) has the items r + l y + q size / 4 of the window, and the
     l - 1 after each, for q = 0..3: r = 0..l - 1, y = 0.. 5/4 size / l - 1. A row of the guard is a
     bit for each of these, in a uint32. addresses: of the three; 0 for no guard.
+    are_narrow: whether the slopes, of 32 bits, are signed numbers of 16.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -61,6 +62,8 @@ class Quarters:
         first = np.add.outer(lane, len(lane) * np.arange(n_pieces + n_pieces // 4))
         places = first[..., None, None] + (size // 4 * np.arange(4)[:, None] + lane)
         places = places.reshape(-1, 4 * len(lane)) % size
+        slopes = rows.windows[1]
+        self.are_narrow = item == 4 and bool((slopes + slopes.dtype.type(2**15) < 2**16).all())
         parts = [np.take(rows.windows[t], places).reshape(-1) for t in (0, 1)]
         self._lines = native.aligned(sum(part.nbytes for part in parts))
         self._lines[:] = np.concatenate(parts).view(np.uint8)

@@ -29,7 +29,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 _NAME = "veilrun.mpc._kernel"
-_ABI = 4
+_ABI = 5
 _ALIGNMENT = 64
 _LARGE_BYTES = 1 << 20
 _LARGE_PAGE_BYTES = 1 << 21
@@ -95,9 +95,9 @@ class Kernel:
         return Feature.AES in self.features
 
     @property
-    def has_vaes(self) -> bool:
+    def has_lines(self) -> bool:
         """Whether it serves the lines of `dpf`."""
-        return Feature.VAES in self.features
+        return Feature.VAES | Feature.VNNI in self.features
 
     def limited(self, features: Feature) -> Kernel:
         """The same library, without the features that are not named."""

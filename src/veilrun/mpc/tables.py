@@ -61,7 +61,7 @@ class StepTable:
         """Of each input; the first, where they differ."""
         return self.index_bits[0]
 
-    @property
+    @cached_property
     def domain(self) -> Domain:
         """Of the point function over all inputs together."""
         return Domain(sum(self.index_bits), 8 * dtype_of(self.bits).itemsize)
@@ -109,7 +109,7 @@ class LinearTable:
     def opened_bits(self) -> int:
         return self.index_bits + self.low_bits
 
-    @property
+    @cached_property
     def domain(self) -> Domain:
         """Of point functions with two payloads: 1, and the mask's low bits."""
         return Domain(self.index_bits, 8 * self.values.dtype.itemsize, n_payloads=2)
@@ -154,7 +154,7 @@ class ExpTable:
     def opened_bits(self) -> int:
         return self.index_bits + self.low_bits
 
-    @property
+    @cached_property
     def domain(self) -> Domain:
         """Of point functions with one payload: e^(-m_low)."""
         return Domain(self.index_bits, 8 * self.values.dtype.itemsize)

@@ -18,6 +18,7 @@ if NATIVE is not None:
     IMPLEMENTATIONS |= {
         "native": NATIVE,
         "aes": NATIVE.limited(Feature.AES),
+        "no lines": NATIVE.limited(~Feature.VNNI),
         "no aes": NATIVE.limited(~(Feature.AES | Feature.VAES)),
     }
 TWEAK = bytes(range(16))
@@ -306,14 +307,18 @@ def test_arguments_that_do_not_fit_are_refused():
     st.integers(0, 75),
     st.sampled_from([(np.uint16, 3), (np.uint32, 7), (np.uint64, 20), (np.uint16, 0)]),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 2**32),
 )
-def test_lines_are_their_look_ups(form, n, opening, guarded, seed):
+def test_lines_are_their_look_ups(form, n, opening, guarded, narrow, seed):
     domain, rng = Domain(*form, 2), np.random.default_rng(seed)
     dtype, low_bits = opening
     points = rng.integers(0, domain.size, n, np.uint32)
     opened = rng.integers(0, np.iinfo(dtype).max, n, dtype, endpoint=True)
     values, slopes = values_of(rng, (2, domain.size), domain)
+    if narrow:  # between the ends of what fits in 16 bits, and they
+        slopes = rng.integers(-(2**15), 2**15, domain.size).astype(domain.dtype)
+        slopes[:2] = np.array([2**15 - 1, -(2**15)]).astype(domain.dtype)
     guard = rng.integers(0, 2, domain.size).astype(domain.dtype)
     mask_low = rng.integers(0, 2**low_bits, n).astype(domain.dtype)
     payloads, tweak = np.stack([np.ones_like(mask_low), mask_low]), rng.bytes(16)

@@ -8,7 +8,7 @@
 
 #if !VEILRUN_X86
 
-/* Never called: veilrun_features() names no HAS_VAES here. */
+/* Never called: veilrun_features() names neither feature here. */
 EXPORT uint64_t veilrun_dpf_lines(const dpf_batch *batch, const dpf_lines *lines, void *scratch,
                                   void *out) {
   (void)batch, (void)lines, (void)scratch, (void)out;
@@ -17,31 +17,37 @@ EXPORT uint64_t veilrun_dpf_lines(const dpf_batch *batch, const dpf_lines *lines
 
 #else
 
-#define GROUP 8            /* keys that grow together below the turn */
+#define LINES                                                                                 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,vaes,aes,sse4.1")))
+#define GROUP 8             /* keys that grow together below the turn */
 #define WIDE (KEYS * GROUP) /* and above it */
 
 typedef struct {
   const dpf_batch *batch;
   const dpf_lines *lines;
   const wide_keys *keys;
+  uint64_t low_mask;
+  uint32_t size_mask, lane_mask;
+  int lane_bits;
+  int64_t n_rows; /* of each of the copies, one for each lane of a piece */
   __m512i flagged;
 } job;
 
 /* h = H(x) for eight registers under one key. */
-VAES INLINE void hash8_512(const __m512i *round_keys, const __m512i *x, __m512i *h) {
+LINES INLINE void hash8_512(const __m512i *round_keys, const __m512i *x, __m512i *h) {
   for (int i = 0; i < 8; i++) h[i] = sigma_512(x[i]);
   encrypt8(round_keys, round_keys, h);
   for (int i = 0; i < 8; i++) h[i] = _mm512_xor_si512(h[i], sigma_512(x[i]));
 }
 
-VAES INLINE void children(__m512i x, __m512i hash, __m512i word, __m512i *left, __m512i *right) {
+LINES INLINE void children(__m512i x, __m512i hash, __m512i word, __m512i *left, __m512i *right) {
   *left = _mm512_mask_xor_epi64(hash, control_512(x), hash, word);
   *right = _mm512_xor_si512(*left, x);
 }
 
 /* The first two levels of 32 keys, the last repeated where there are fewer: nodes[key] has the
    four nodes of one key. */
-VAES static void grow_wide(const job *job, int64_t first, __m512i *nodes) {
+LINES static void grow_wide(const job *job, int64_t first, __m512i *nodes) {
   const dpf_batch *batch = job->batch;
   const int64_t size = correction_bytes(batch), left = batch->n_keys - first;
   const __m512i bit = _mm512_set_epi64(0, 1, 0, 1, 0, 1, 0, 1);
@@ -70,13 +76,13 @@ VAES static void grow_wide(const job *job, int64_t first, __m512i *nodes) {
   }
 }
 
-VAES INLINE __m512i broadcast(const uint8_t *at) {
+LINES INLINE __m512i broadcast(const uint8_t *at) {
   return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)at));
 }
 
 /* The other levels of eight keys, in place: [node][key], a level read from its last node down.
    words: of the n_real keys. */
-VAES static void grow_tall(const job *job, const uint8_t *const *words, __m512i *nodes) {
+LINES static void grow_tall(const job *job, const uint8_t *const *words, __m512i *nodes) {
   for (int level = 2; level < job->batch->q; level++)
     for (int64_t node = ((int64_t)1 << (level - 2)) - 1; node >= 0; node--) {
       __m512i x[GROUP], h[GROUP];
@@ -89,7 +95,7 @@ VAES static void grow_tall(const job *job, const uint8_t *const *words, __m512i 
 }
 
 /* Which lanes belong to a node whose control bit is set. */
-VAES INLINE __mmask32 control_lanes(int32_t out_bits, __m512i x) {
+LINES INLINE __mmask32 control_lanes(int32_t out_bits, __m512i x) {
   if (out_bits == 64) return control_512(x);
   const __m512i all = _mm512_shuffle_epi32(x, 0);
   if (out_bits == 32) return _mm512_test_epi32_mask(all, _mm512_set1_epi32(1));
@@ -97,23 +103,23 @@ VAES INLINE __mmask32 control_lanes(int32_t out_bits, __m512i x) {
   return _mm512_test_epi16_mask(words, _mm512_set1_epi16(1));
 }
 
-VAES INLINE __m512i add(int32_t out_bits, __m512i a, __m512i b) {
+LINES INLINE __m512i add(int32_t out_bits, __m512i a, __m512i b) {
   if (out_bits == 16) return _mm512_add_epi16(a, b);
   return out_bits == 32 ? _mm512_add_epi32(a, b) : _mm512_add_epi64(a, b);
 }
 
-VAES INLINE __m512i subtract(int32_t out_bits, __m512i a, __m512i b) {
+LINES INLINE __m512i subtract(int32_t out_bits, __m512i a, __m512i b) {
   if (out_bits == 16) return _mm512_sub_epi16(a, b);
   return out_bits == 32 ? _mm512_sub_epi32(a, b) : _mm512_sub_epi64(a, b);
 }
 
-VAES INLINE __m512i multiply(int32_t out_bits, __m512i a, __m512i b) {
+LINES INLINE __m512i multiply(int32_t out_bits, __m512i a, __m512i b) {
   if (out_bits == 16) return _mm512_mullo_epi16(a, b);
   return out_bits == 32 ? _mm512_mullo_epi32(a, b) : _mm512_mullo_epi64(a, b);
 }
 
 /* a + b in the lanes of the mask, a in the others. */
-VAES INLINE __m512i add_some(int32_t out_bits, __m512i a, __mmask32 mask, __m512i b) {
+LINES INLINE __m512i add_some(int32_t out_bits, __m512i a, __mmask32 mask, __m512i b) {
   if (out_bits == 16) return _mm512_mask_add_epi16(a, mask, a, b);
   if (out_bits == 32) return _mm512_mask_add_epi32(a, (__mmask16)mask, a, b);
   return _mm512_mask_add_epi64(a, (__mmask8)mask, a, b);
@@ -121,7 +127,7 @@ VAES INLINE __m512i add_some(int32_t out_bits, __m512i a, __mmask32 mask, __m512
 
 /* The leaf blocks of two registers of nodes: of payload 0, then of payload 1, both nodes' first
    block and then both nodes' second. */
-VAES INLINE void leaves(int32_t out_bits, const wide_keys *keys, const __m512i *words,
+LINES INLINE void leaves(int32_t out_bits, const wide_keys *keys, const __m512i *words,
                         const __m512i *x, __m512i *block) {
   __mmask32 control[2];
   __m512i s[2];
@@ -146,22 +152,33 @@ INLINE uint64_t opened_at(const dpf_lines *lines, int64_t i) {
   return ((const uint64_t *)lines->opened)[i];
 }
 
-VAES INLINE __m512i every_lane(int32_t out_bits, uint64_t value) {
+LINES INLINE __m512i every_lane(int32_t out_bits, uint64_t value) {
   if (out_bits == 16) return _mm512_set1_epi16((short)value);
   return out_bits == 32 ? _mm512_set1_epi32((int)value) : _mm512_set1_epi64((long long)value);
 }
 
+/* total + u (value + low slope) - v slope. narrow: low and slope are signed numbers of 16 bits. */
+LINES INLINE __m512i dot(int32_t out_bits, int narrow, __m512i total, __m512i u, __m512i v,
+                         __m512i low, __m512i value, __m512i slope) {
+  if (narrow) {
+    /* One product of 16 bits, the other half of low being 0, in place of one of 32. */
+    const __m512i height = _mm512_dpwssd_epi32(value, slope, low);
+    total = add(out_bits, total, multiply(out_bits, u, height));
+    return subtract(out_bits, total, multiply(out_bits, v, slope));
+  }
+  const __m512i rest = subtract(out_bits, multiply(out_bits, low, u), v);
+  total = add(out_bits, total, multiply(out_bits, u, value));
+  return add(out_bits, total, multiply(out_bits, rest, slope));
+}
+
 /* The lanes of one key's value: sum_j u_j (A_j + low S_j) - v_j S_j. */
-VAES INLINE __m512i line(int32_t out_bits, job *job, int64_t key, const uint8_t *leaf_words,
-                         const __m512i *nodes) {
+LINES INLINE __m512i line(int32_t out_bits, int narrow, job *job, int64_t key,
+                          const uint8_t *leaf_words, const __m512i *nodes) {
   const dpf_lines *lines = job->lines;
-  const int n_bits = job->batch->n_bits, lane_bits = out_bits == 16 ? 3 : out_bits == 32 ? 2 : 1;
   const uint64_t opened = opened_at(lines, key);
-  const uint32_t index = (uint32_t)(opened >> lines->low_bits);
-  const int64_t start = (0u - index) & (((uint32_t)1 << n_bits) - 1);
-  const int64_t n_pieces = (int64_t)1 << (n_bits - lane_bits);
-  int64_t row = (start & ((1 << lane_bits) - 1)) * (n_pieces + n_pieces / 4) + (start >> lane_bits);
-  const __m512i low = every_lane(out_bits, opened & (((uint64_t)1 << lines->low_bits) - 1));
+  const uint32_t start = (0u - (uint32_t)(opened >> lines->low_bits)) & job->size_mask;
+  int64_t row = (start & job->lane_mask) * job->n_rows + (start >> job->lane_bits);
+  const __m512i low = every_lane(out_bits, opened & job->low_mask);
   __m512i words[4], total = _mm512_setzero_si512(), flagged = job->flagged;
   for (int c = 0; c < 4; c++) words[c] = broadcast(leaf_words + 16 * c);
   for (int64_t node = 0; node < (int64_t)1 << (job->batch->q - 2); node += 2, row += 4) {
@@ -175,9 +192,7 @@ VAES INLINE __m512i line(int32_t out_bits, job *job, int64_t key, const uint8_t 
       const __m512i u = block[of], v = block[4 + of];
       const __m512i value = ((const __m512i *)lines->values)[row + i];
       const __m512i slope = ((const __m512i *)lines->slopes)[row + i];
-      const __m512i rest = subtract(out_bits, multiply(out_bits, low, u), v);
-      total = add(out_bits, total, multiply(out_bits, u, value));
-      total = add(out_bits, total, multiply(out_bits, rest, slope));
+      total = dot(out_bits, narrow, total, u, v, low, value, slope);
       if (lines->guard) flagged = add_some(out_bits, flagged, lines->guard[row + i], u);
     }
   }
@@ -185,7 +200,8 @@ VAES INLINE __m512i line(int32_t out_bits, job *job, int64_t key, const uint8_t 
   return total;
 }
 
-VAES INLINE void all_lines(int32_t out_bits, job *job, __m512i *scratch, uint8_t *out) {
+LINES INLINE void all_lines(int32_t out_bits, int narrow, job *job, __m512i *scratch,
+                            uint8_t *out) {
   const dpf_batch *batch = job->batch;
   const int64_t size = correction_bytes(batch);
   __m512i nodes[WIDE], totals[GROUP];
@@ -199,7 +215,8 @@ VAES INLINE void all_lines(int32_t out_bits, job *job, __m512i *scratch, uint8_t
     }
     grow_tall(job, words, scratch);
     for (int k = 0; k < GROUP; k++)
-      totals[k] = k < left ? line(out_bits, job, first + k, words[k] + 16 * batch->q, scratch + k)
+      totals[k] = k < left ? line(out_bits, narrow, job, first + k, words[k] + 16 * batch->q,
+                                  scratch + k)
                            : _mm512_setzero_si512();
     for (int k = 0; k < GROUP && k < left; k += KEYS)
       store_sums(out_bits, batch->party, totals + k, out, first + k,
@@ -207,16 +224,36 @@ VAES INLINE void all_lines(int32_t out_bits, job *job, __m512i *scratch, uint8_t
   }
 }
 
-VAES static void all_16(job *job, void *scratch, void *out) { all_lines(16, job, scratch, out); }
-VAES static void all_32(job *job, void *scratch, void *out) { all_lines(32, job, scratch, out); }
-VAES static void all_64(job *job, void *scratch, void *out) { all_lines(64, job, scratch, out); }
+#define ALL(NAME, BITS, NARROW)                                                               \
+  LINES static void NAME(job *job, void *scratch, void *out) {                                \
+    all_lines(BITS, NARROW, job, scratch, out);                                               \
+  }
+ALL(all_16, 16, 0)
+ALL(all_32, 32, 0)
+ALL(all_32_narrow, 32, 1)
+ALL(all_64, 64, 0)
 
-VAES EXPORT uint64_t veilrun_dpf_lines(const dpf_batch *batch, const dpf_lines *lines,
+LINES EXPORT uint64_t veilrun_dpf_lines(const dpf_batch *batch, const dpf_lines *lines,
                                        void *scratch, void *out) {
   wide_keys keys;
   schedule_wide(batch, &keys);
-  job one = {batch, lines, &keys, _mm512_setzero_si512()};
-  (batch->out_bits == 16 ? all_16 : batch->out_bits == 32 ? all_32 : all_64)(&one, scratch, out);
+  const int lane_bits = batch->out_bits == 16 ? 3 : batch->out_bits == 32 ? 2 : 1;
+  const int64_t n_pieces = (int64_t)1 << (batch->n_bits - lane_bits);
+  job one = {
+      batch,
+      lines,
+      &keys,
+      ((uint64_t)1 << lines->low_bits) - 1,
+      ((uint32_t)1 << batch->n_bits) - 1,
+      ((uint32_t)1 << lane_bits) - 1,
+      lane_bits,
+      n_pieces + n_pieces / 4,
+      _mm512_setzero_si512(),
+  };
+  if (batch->out_bits == 16) all_16(&one, scratch, out);
+  else if (batch->out_bits == 64) all_64(&one, scratch, out);
+  else if (lines->is_narrow && lines->low_bits < 16) all_32_narrow(&one, scratch, out);
+  else all_32(&one, scratch, out);
   uint8_t bytes[64];
   uint64_t total = 0;
   memcpy(bytes, &one.flagged, 64);

@@ -33,7 +33,7 @@
 #define HAS_VAES 32u /* VAES on 512 bits, with AVX512 */
 
 /* Changes with any signature below; native.py refuses a library of another version. */
-#define VEILRUN_ABI 4
+#define VEILRUN_ABI 5
 
 EXPORT int32_t veilrun_abi(void);
 EXPORT uint32_t veilrun_features(void);
@@ -90,17 +90,18 @@ EXPORT void veilrun_dpf_generate(const dpf_batch *batch, const uint32_t *points,
 /* --- dpf_lines.c --- */
 
 /* Lines by opened values (of item_bytes each), of which the lower low_bits are the place in the
-   step. values, slopes, guard: laid out as `dpf_rows.Quarters` says; guard may be NULL. */
+   step. is_narrow: of 32 bits, all slopes are signed numbers of 16. values, slopes, guard: laid out
+   as `dpf_rows.Quarters` says; guard may be NULL. */
 typedef struct {
-  int32_t item_bytes, low_bits;
+  int32_t item_bytes, low_bits, is_narrow;
   const void *opened;
   const void *values;
   const void *slopes;
   const uint32_t *guard;
 } dpf_lines;
 
-/* For two payloads, q >= 3, m == 2 and HAS_VAES. Returns the sum of the guards' shares; of it, as
-   many bits count as a lane has. */
+/* For two payloads, q >= 3, m == 2, HAS_VAES and HAS_VNNI. Returns the sum of the guards' shares;
+   of it, as many bits count as a lane has. */
 EXPORT uint64_t veilrun_dpf_lines(const dpf_batch *batch, const dpf_lines *lines, void *scratch,
                                   void *out);
 

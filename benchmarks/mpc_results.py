@@ -13,7 +13,7 @@ from chart import Bar, Group, bars
 from peers import PEERS, PeerResult
 from report import Report, spread
 
-from veilrun.mpc import cost
+from veilrun.mpc import cost, native
 from veilrun.mpc.bench import Measurement
 from veilrun.mpc.cost import BERT_BASE, Prediction
 from veilrun.mpc.model.architecture import Architecture
@@ -47,6 +47,7 @@ def add_ours(
     for run in runs:
         _check(run, said)
     place = {"n_tokens": n_tokens, "n_layers": shape.n_layers}
+    kernel = "numpy" if native.KERNEL is None else native.KERNEL.features.name
     seconds = {
         name: spread([getattr(run, name) for run in runs])
         for name in asdict(runs[0])
@@ -56,7 +57,7 @@ def add_ours(
     least, most = seconds["online_s"]["min"], seconds["online_s"]["max"]
     report.add(
         "mpc-online",
-        place | {"n_runs": len(runs), "n_threads": n_threads} | seconds,
+        place | {"n_runs": len(runs), "n_threads": n_threads, "kernel": kernel} | seconds,
         f"{n_tokens} tokens: {wall:.3f} s ({least:.3f} to {most:.3f}), CPU {p1:.3f} + {p2:.3f} s",
         _want("<= {} s", ONLINE_S.get(n_tokens), shape),
     )

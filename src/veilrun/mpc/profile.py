@@ -110,7 +110,7 @@ W16A8: Final = Profile(
     Functions(
         exp=Lookups(6, 10),
         gelu=Lookups(6, 4),
-        row_sum=Lookups(10, 8),
+        row_sum=Lookups(11, 7),
         variance=Lookups(11, 11),
         head=Lookups(8, 6),
     ),

@@ -30,6 +30,7 @@ FACTOR_BITS: Final = 12
 """After the point, of each factor of e^x."""
 
 _SPARE_NATS: Final = 1.8
+_ROUND_NATS: Final = 0.2
 _EXP_EXTRA_BITS: Final = 2 * FACTOR_BITS + 8
 _PROBES: Final = (np.arange(64) + 0.5) / 32 - 1.0
 """Where a line is fitted, in steps from its entry."""
@@ -46,11 +47,13 @@ def exp(profile: Profile, window: float, top: float) -> Table:
     how, bits = profile.functions.exp, profile.rings.linear
     steps = _signed_steps(how.index_bits)
     step = window / len(steps)
-    unit = 2.0**profile.windows.row_sum / math.exp(top + _SPARE_NATS)
+    # An entry serves a step to either side, so entries up to top + step must not be cut.
+    spare = max(_SPARE_NATS, 2 * step + _ROUND_NATS)
+    unit = 2.0**profile.windows.row_sum / math.exp(top + spare)
     if not how.low_bits:
         e = np.exp(np.minimum(steps * step, top)) * unit
         return StepTable(_integers(e, bits), bits)
-    e = np.exp(np.minimum(steps * step, top - step)) * unit
+    e = np.exp(np.minimum(steps * step, top + spare - step - _ROUND_NATS)) * unit
     extra = extra_bits(how, bits, is_exp=True)
     return ExpTable(
         _integers(e * 2.0 ** (extra - 2 * FACTOR_BITS), bits + extra),

@@ -12,13 +12,15 @@ For token ids t_0..t_{L-1} (`~` rounds to one of the two integers around; tables
 Norms do not subtract the mean, and their gains and biases are in the matrices: a network is
 trained in this form (`training/distil_w1a4.py`), not converted to it.
 
-Bits. Signs: 1. What enters a matrix or a product of attention: about 4, sign included; that is
-the size at which the trained network holds them, not a limit, and some reach further:
+Bits. Signs: 1. What enters a matrix or a product of attention: about 4, sign included. That is
+what scales aim at and not a limit; nothing is clamped, and outliers reach further. Parts within
++-8 and largest values are of a network of six layers, 384 wide, trained on film reviews:
 
-    x       in steps of 1/4 of the row's rms, so most within +-8
-    q, k    z / 2^6, v likewise: rms 3 to 6
-    c       in steps of 1/2 of v's
-    g       one of the 32 values of its table, in steps of 1/8
+    x       in steps of 1/4 of the row's rms: 96 %, 187
+    q, k    z / 2^6: 99.8 and 96 %, 33
+    v       z / 2^6: 97 %, 33
+    c       in steps of 1/2 of v's: 94 %
+    g       in steps of 1/8, one of the 32 values of its table: 99 %, 236
     e       one of 32 values, to 169; it stands for 5 bits of a score
 
 Indexes: 5 bits for e^s and GELU, 8 for 1 / sum and the head, 10 for 1 / rms. More than that have

@@ -1,0 +1,1 @@
+"""The attacks, one file each, all of one shape: a function and, at the end, its `ATTACK`."""

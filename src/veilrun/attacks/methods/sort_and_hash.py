@@ -1,0 +1,49 @@
+"""Sorted rows: a permutation of columns, with or without signs, keeps each row's magnitudes.
+
+1. Sort the magnitudes of each row of both embeddings, and keep 64 of them, evenly spaced: that
+   is plenty to tell rows apart, and it still compares where an expanded key has added columns.
+2. The nearest row of the base, by Euclidean distance, is the token.
+
+Fails once a key mixes columns. Norm gains need no care here: embeddings have none.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from veilrun.attacks.attack import Attack
+from veilrun.attacks.holdings import Holdings, Substitution
+from veilrun.attacks.levels import Level
+from veilrun.attacks.matching import nearest
+from veilrun.attacks.weights import Table
+
+
+def run(have: Holdings) -> Substitution:
+    """Match rows by their sorted magnitudes."""
+    sealed, base = have.tables
+    candidates, _ = nearest(_quantiles(sealed.embedding), _quantiles(base.embedding), k=10)
+    return Substitution(candidates)
+
+
+def _quantiles(table: Table) -> Table:
+    """[rows, 64]: magnitudes of each row, in order."""
+    magnitudes = np.sort(np.abs(table), axis=1)
+    places = np.linspace(0, table.shape[1] - 1, 64).round().astype(int)
+    return magnitudes[:, places]
+
+
+ATTACK: Final = Attack(
+    name="sort-and-hash",
+    title="sorted rows",
+    levels=(Level.BASE, Level.FINE_TUNE),
+    material=("tables",),
+    knows="both embeddings",
+    recovers="the vocabulary's permutation",
+    breaks="permutation",
+    stops="a key that mixes columns",
+    source="folklore; row sorting against feature permutations",
+    cost="V d log d to sort, V^2 d to compare",
+    run=run,
+)

@@ -10,7 +10,7 @@ Construction: the half-tree of Guo et al. 2022 (eprint 2022/1431), ended early, 
 dealer. The hash is H_c(x) = AES_{k_c}(s(x)) ^ s(x) with s(hi||lo) = (hi^lo)||hi, which is linear
 and has no fixed differences (Guo et al. 2020); lo is the first eight bytes, and words are
 little-endian. k_0 is for the tree, k_1..k_m for the blocks of a leaf and k_{m+1}..k_{2m} for those
-of a second payload, all made from a public tweak: use a new one for each batch of keys.
+of a second payload, all made from a public tweak: use a new one for each inference.
 
 - A node is 16 bytes; its lowest bit is its control bit t. The roots are the seeds, with lowest
   bit b for party b, and differ by D.
@@ -114,7 +114,7 @@ def generate(
     """The corrections of a batch of keys, as the dealer makes them.
 
     points: uint32 [N], each below 2^n_bits. seeds0, seeds1: uint8 [N, 16], independent and
-    uniform; their lowest bits do not count. tweak: 16 public bytes, new for each batch.
+    uniform; their lowest bits do not count. tweak: 16 public bytes, new for each inference.
     payloads: [n_payloads, N] of the domain's dtype; one payload is 1 where none is given.
     Returns uint8 [N, correction_bytes].
 

@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Final
 
 from veilrun.mpc.gates.reveal import Revealed
 from veilrun.mpc.operations import Operations
 from veilrun.mpc.profile import Profile
 from veilrun.mpc.shares import Array, Masked, Shared, joined
 from veilrun.transport.rounds import Protocol
-
-ROUNDS_PER_LAYER: Final = 15
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,20 +20,24 @@ import logging
 import math
 import socket
 import ssl
-import struct
 import time
 from collections.abc import Mapping
 from typing import Final, Self, TypeVar, final
 
 from veilrun.errors import (
-    DecodeError,
-    PeerError,
     RefusedError,
     TransportError,
     UsageError,
     VeilrunError,
 )
-from veilrun.transport.connection import DEFAULT_BOUNDS, Bounds, Traffic
+from veilrun.transport.connection import (
+    DEFAULT_BOUNDS,
+    FRAME_HEADER,
+    Bounds,
+    Traffic,
+    announced_bytes,
+    frame_header,
+)
 from veilrun.transport.rounds import Inbox, Protocol, Round
 from veilrun.transport.sockets import Caller, Job, Steps, TlsSocket, call, carry, open_port, wait
 from veilrun.transport.streams import NameOf, address_as_name
@@ -42,8 +46,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_MAGIC: Final = b"VRF\x01"
-_HEADER: Final = struct.Struct("<4sI")
 _MAX_WAITING: Final = 16
 """Clients that agree on keys at the same time; one more waits to be let in."""
 _RETRY_S: Final = 0.05
@@ -146,7 +148,7 @@ class Channel:
     def _send(self, frame: bytes, now_s: float) -> Job[None] | None:
         """Send what can be sent at once; the job sends the rest, if there is any."""
         try:
-            rest = self._link.begin(_HEADER.pack(_MAGIC, len(frame)), frame)
+            rest = self._link.begin(frame_header(frame), frame)
         except OSError as error:
             raise TransportError(f"lost {self.peer}: {error}") from error
         if rest is not None:
@@ -170,7 +172,7 @@ class Channel:
 
     def _receive(self) -> Steps[bytes]:
         try:
-            n_bytes = self._announced((yield from self._link.read(_HEADER.size)))
+            n_bytes = self._announced((yield from self._link.read(FRAME_HEADER.size)))
             return self._received((yield from self._link.read(n_bytes)))
         except OSError as error:
             raise TransportError(f"lost {self.peer}: {error}") from error
@@ -179,7 +181,7 @@ class Channel:
         """What `_receive` gives, waited for here."""
         link, late = self._link, self._late_to_send
         try:
-            n_bytes = self._announced(link.fetch(_HEADER.size, deadline_s, late))
+            n_bytes = self._announced(link.fetch(FRAME_HEADER.size, deadline_s, late))
             return self._received(link.fetch(n_bytes, deadline_s, late))
         except OSError as error:
             raise TransportError(f"lost {self.peer}: {error}") from error
@@ -187,13 +189,7 @@ class Channel:
     def _announced(self, header: bytes | None) -> int:
         if header is None:
             raise TransportError(f"{self.peer} closed the connection before a frame")
-        magic, n_bytes = _HEADER.unpack(header)
-        if magic != _MAGIC:
-            raise DecodeError(f"{self.peer} does not send frames of version 1")
-        limit = self._bounds.max_frame_bytes
-        if n_bytes > limit:
-            raise PeerError(f"{self.peer} sends a frame of {n_bytes} bytes, the limit is {limit}")
-        return int(n_bytes)
+        return announced_bytes(header, self.peer, self._bounds)
 
     def _received(self, frame: bytes | None) -> bytes:
         if frame is None:

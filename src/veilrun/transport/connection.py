@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self, final
 
-from veilrun.errors import TransportError, UsageError
+from veilrun.errors import DecodeError, PeerError, TransportError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,30 @@ class Bounds:
 
 
 DEFAULT_BOUNDS: Final = Bounds()
+
+_MAGIC: Final = b"VRF\x01"
+FRAME_HEADER: Final = struct.Struct("<4sI")
+"""What goes before each frame on a wire: magic and version, then its length in bytes."""
+
+
+def frame_header(frame: bytes) -> bytes:
+    """What is sent before `frame`."""
+    return FRAME_HEADER.pack(_MAGIC, len(frame))
+
+
+def announced_bytes(header: bytes, peer: str, bounds: Bounds) -> int:
+    """The length of the frame after `header`.
+
+    Raises:
+        DecodeError: not a frame of this version. PeerError: too large a frame.
+    """
+    magic, n_bytes = FRAME_HEADER.unpack(header)
+    if magic != _MAGIC:
+        raise DecodeError(f"{peer} does not send frames of version 1")
+    limit = bounds.max_frame_bytes
+    if n_bytes > limit:
+        raise PeerError(f"{peer} sends a frame of {n_bytes} bytes, the limit is {limit}")
+    return int(n_bytes)
 
 
 @dataclass(frozen=True, slots=True)

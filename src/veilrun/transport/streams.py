@@ -18,24 +18,27 @@ import asyncio
 import contextlib
 import logging
 import ssl
-import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Final, final
 
 from veilrun.errors import (
-    DecodeError,
     PeerError,
     RefusedError,
     TransportError,
     VeilrunError,
     VerificationError,
 )
-from veilrun.transport.connection import DEFAULT_BOUNDS, Bounds, Connection
+from veilrun.transport.connection import (
+    DEFAULT_BOUNDS,
+    FRAME_HEADER,
+    Bounds,
+    Connection,
+    announced_bytes,
+    frame_header,
+)
 
 _log = logging.getLogger(__name__)
 
-_MAGIC: Final = b"VRF\x01"
-_HEADER: Final = struct.Struct("<4sI")
 _READ_AHEAD_BYTES: Final = 2**20
 _WRITE_BYTES: Final = 2**18
 _MAX_WAITING: Final = 16
@@ -188,7 +191,7 @@ class StreamConnection(Connection):
         # Piece by piece: one write of a whole large frame would be encrypted and buffered at
         # once, and `drain` would return although the peer takes nothing.
         try:
-            self._writer.write(_HEADER.pack(_MAGIC, len(frame)) + frame[:_WRITE_BYTES])
+            self._writer.write(frame_header(frame) + frame[:_WRITE_BYTES])
             await self._writer.drain()
             for begin in range(_WRITE_BYTES, len(frame), _WRITE_BYTES):
                 self._writer.write(memoryview(frame)[begin : begin + _WRITE_BYTES])
@@ -197,15 +200,8 @@ class StreamConnection(Connection):
             raise TransportError(f"lost {self.peer}: {error}") from error
 
     async def _receive(self) -> bytes:
-        header = await self._read(_HEADER.size, "before a frame")
-        magic, n_bytes = _HEADER.unpack(header)
-        if magic != _MAGIC:
-            raise DecodeError(f"{self.peer} does not send frames of version 1")
-        if n_bytes > self._bounds.max_frame_bytes:
-            raise PeerError(
-                f"{self.peer} sends a frame of {n_bytes} bytes, "
-                f"the limit is {self._bounds.max_frame_bytes}"
-            )
+        header = await self._read(FRAME_HEADER.size, "before a frame")
+        n_bytes = announced_bytes(header, self.peer, self._bounds)
         return await self._read(n_bytes, "within a frame")
 
     async def _read(self, n_bytes: int, where: str) -> bytes:

@@ -102,11 +102,6 @@ class LayerRanges:
         return np.maximum(-self.score_low, self.score_high)
 
     @property
-    def plain_score_max(self) -> Float64:
-        """[H]: the largest |score| without the shift."""
-        return np.maximum(-self.plain_score_low, self.plain_score_high)
-
-    @property
     def lse_spread(self) -> Float64:
         """[H], in nats."""
         return self.lse_max - self.lse_min

@@ -38,7 +38,7 @@ from veilrun.transport.connection import (
     announced_bytes,
     frame_header,
 )
-from veilrun.transport.rounds import Inbox, Protocol, Round
+from veilrun.transport.rounds import Inbox, Protocol, Round, check_known
 from veilrun.transport.sockets import Caller, Job, Steps, TlsSocket, call, carry, open_port, wait
 from veilrun.transport.streams import NameOf, address_as_name
 
@@ -216,9 +216,7 @@ def exchange(channels: Mapping[str, Channel], round_: Round) -> Inbox:
                 return {peer: channels[peer]._swap(frame)}
     senders = round_.senders
     used = {*round_.outgoing, *senders}
-    if unknown := used.difference(channels):
-        names = ", ".join(sorted(unknown))
-        raise UsageError(f"no such peer: {names}; known: {', '.join(sorted(channels))}")
+    check_known(used, channels)
     for peer in used:
         channels[peer]._check(round_.outgoing.get(peer, b""))
     now_s = time.monotonic()

@@ -95,7 +95,7 @@ async def drive(protocol: Protocol[T], connections: Mapping[str, Connection]) ->
 
 async def _exchange(round_: Round, connections: Mapping[str, Connection]) -> Inbox:
     senders = round_.senders
-    _check_known((*round_.outgoing, *senders), connections)
+    check_known((*round_.outgoing, *senders), connections)
     # Both directions at once: two parties that each first send more than the network's
     # buffers hold would wait for one another for ever.
     frames = await _all(
@@ -117,7 +117,8 @@ async def _all(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
         raise
 
 
-def _check_known(peers: Iterable[str], known: Collection[str]) -> None:
+def check_known(peers: Iterable[str], known: Collection[str]) -> None:
+    """Raises UsageError where a protocol names a peer that there is no way to."""
     unknown = sorted(set(peers) - set(known))
     if unknown:
         raise UsageError(f"no such peer: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -185,7 +186,7 @@ class _Simulation(Generic[T]):
             self._waiting.pop(name, None)
             self._results[name] = end.value
             return
-        _check_known((*round_.outgoing, *round_.senders), self._protocols.keys() - {name})
+        check_known((*round_.outgoing, *round_.senders), self._protocols.keys() - {name})
         self._waiting[name] = round_
         for peer, content in round_.outgoing.items():
             self._links[name, peer].append((self._depth[name] + 1, content))

@@ -1,8 +1,8 @@
 """Certificate chains to a pinned root, at a given time, with revocation lists where given.
 
-Steps of `verify_chain`:
+Steps of `verified_chain`:
 1. Follow issuers by name and signature, through certificates that may sign others.
-2. The last one is self-signed, and its SHA-256 is pinned.
+2. The chain ends at the first one whose SHA-256 is pinned (a root, where the vendor has one).
 3. Every certificate is valid at the time.
 4. No certificate is on a list of its issuer; the list is signed by the issuer and current.
 
@@ -26,6 +26,7 @@ from veilrun.attest.pins import Pin
 from veilrun.attest.reasons import AppraisalError, Reason
 
 _LONGEST: Final = 8
+_MALFORMED: Final = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 def verify_chain(
@@ -43,17 +44,28 @@ def verify_chain(
         AppraisalError: chain, expired, not-yet-valid, revoked; no-endorsement if a list is
             missing and `needs_revocations`.
     """
-    chain = _issuers(leaf, endorsements.certificates, check)
-    root = chain[-1].fingerprint(hashes.SHA256()).hex()
-    if root not in {pin.sha256 for pin in pins}:
-        names = ", ".join(pin.name for pin in pins)
-        raise AppraisalError(
-            Reason.CHAIN, check, f"ends at {_name(chain[-1])} ({root}), which is not {names}"
-        )
+    verified_chain(leaf, endorsements, pins, at, check, needs_revocations=needs_revocations)
+
+
+def verified_chain(
+    leaf: x509.Certificate,
+    endorsements: Endorsements,
+    pins: Sequence[Pin],
+    at: datetime,
+    check: str,
+    *,
+    needs_revocations: bool = False,
+) -> list[x509.Certificate]:
+    """The chain from `leaf` to a pin, verified; raises as `verify_chain`."""
+    try:
+        chain = _issuers(leaf, endorsements.certificates, pins, check)
+    except _MALFORMED as error:  # names and extensions are decoded when they are first read
+        raise AppraisalError(Reason.CHAIN, check, "a certificate is malformed") from error
     for one in chain:
         verify_validity(one.not_valid_before_utc, one.not_valid_after_utc, at, check, _name(one))
     for one, issuer in itertools.pairwise(chain):
         _verify_not_revoked(one, issuer, endorsements, at, check, needs=needs_revocations)
+    return chain
 
 
 def verify_validity(start: datetime, end: datetime, at: datetime, check: str, what: str) -> None:
@@ -67,11 +79,19 @@ def verify_validity(start: datetime, end: datetime, at: datetime, check: str, wh
 
 
 def _issuers(
-    leaf: x509.Certificate, certificates: Sequence[x509.Certificate], check: str
+    leaf: x509.Certificate,
+    certificates: Sequence[x509.Certificate],
+    pins: Sequence[Pin],
+    check: str,
 ) -> list[x509.Certificate]:
-    """The leaf, its issuer, and so on to a self-signed certificate."""
-    chain = [leaf]
-    while not _signed_by(chain[-1], chain[-1]):
+    """The leaf, its issuer, and so on to one that is pinned."""
+    chain, pinned = [leaf], {pin.sha256 for pin in pins}
+    while (digest := chain[-1].fingerprint(hashes.SHA256()).hex()) not in pinned:
+        if _signed_by(chain[-1], chain[-1]):
+            names = ", ".join(pin.name for pin in pins)
+            raise AppraisalError(
+                Reason.CHAIN, check, f"ends at {_name(chain[-1])} ({digest}), which is not {names}"
+            )
         if len(chain) == _LONGEST:
             raise AppraisalError(Reason.CHAIN, check, f"more than {_LONGEST} certificates")
         issuer = next(

@@ -61,6 +61,24 @@ NVIDIA_MANIFESTS: Final = (
     ),
 )
 
+NVIDIA_SERVICE: Final = (  # intermediates: the vendor does not publish their root with tokens
+    Pin(
+        "NVIDIA Attestation Service GPU Intermediate 002",
+        "dd7b6aa74fdbb74a38baa0413726e733d415de22e445a3f6efe2cebe2cfd8703",
+        "github.com/openpcc/openpcc, attestation/verify/nras_root.pem",
+    ),
+    Pin(
+        "NVIDIA Attestation Service GPU Intermediate 003",
+        "c76ceed40610efa606864db52c167fbbd6c819de2c0ea5c01acb47ce9e5dc54d",
+        "github.com/openpcc/openpcc, attestation/verify/nras_root.pem",
+    ),
+    Pin(
+        "NVIDIA Attestation Service GPU Intermediate 004",
+        "2df8907cf4d6c277b855d407ec178a649930a8e73f7294e8fce66e6ee27c5175",
+        "github.com/confidential-dot-ai/attestation-rs, x5c of a token",
+    ),
+)
+
 AWS_NITRO: Final = (
     Pin(
         "AWS Nitro Enclaves Root G1",

@@ -72,7 +72,13 @@ def check(
         bar = progress.add_task("comparing", total=len(windows) * len(wanted))
         results = [
             agreement.measure(
-                plain, out, kit.codec, windows, one.value, lambda: progress.advance(bar)
+                plain,
+                out,
+                kit.codec,
+                windows,
+                one.value,
+                lambda: progress.advance(bar),
+                kit.ends_file,
             )
             for one in wanted
         ]

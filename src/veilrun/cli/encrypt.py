@@ -7,7 +7,7 @@ import shlex
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -22,6 +22,10 @@ from veilrun.cli.options import (
     stderr,
     stdout,
 )
+from veilrun.errors import UsageError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
+    from veilrun.equivariant.compile import Encryption
 
 
 class StrengthName(StrEnum):
@@ -32,23 +36,62 @@ class StrengthName(StrEnum):
     permutation = "permutation"
 
 
+class EndsName(StrEnum):
+    """Who holds embedding and head."""
+
+    node = "node"
+    client = "client"
+
+
+ModelArgument = Annotated[str, typer.Argument(help="A folder, or a model id on the hub.")]
+OutArgument = Annotated[
+    Path, typer.Argument(help="The folder to make; this is what the node gets.")
+]
+StrengthOption = Annotated[
+    StrengthName | None,
+    typer.Option(help="How the residual stream is hidden; structured where possible."),
+]
+NoiseOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Hide the residual stream in a longer one and blur the embedding by this many "
+        "standard deviations, the head by a fifth of it. Costs accuracy: see `veilrun check`.",
+    ),
+]
+ExpansionOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --noise: how much longer at either side; 128 or a quarter of the stream, "
+        "whichever is less.",
+    ),
+]
+EndsOption = Annotated[
+    EndsName,
+    typer.Option(help="Who holds embedding and head; the client computes with them then."),
+]
+
+
 def encrypt(
-    model: Annotated[str, typer.Argument(help="A folder, or a model id on the hub.")],
-    out: Annotated[Path, typer.Argument(help="The folder to make; this is what the node gets.")],
+    model: ModelArgument,
+    out: OutArgument,
     key_file: KeyOption,
-    strength: Annotated[
-        StrengthName | None,
-        typer.Option(help="How the residual stream is hidden; structured where possible."),
-    ] = None,
+    strength: StrengthOption = None,
+    noise: NoiseOption = None,
+    expansion: ExpansionOption = None,
+    ends: EndsOption = EndsName.node,
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encrypt a model. OUT goes to the node; the client kit stays beside your key."""
     from veilrun.equivariant.client import kits_folder
     from veilrun.equivariant.compile import encrypt as compile_encrypted
+    from veilrun.equivariant.covariant import Noise
     from veilrun.keys import load_key
-    from veilrun.types import EE
 
+    if expansion is not None and noise is None:
+        raise UsageError("--expansion belongs to --noise")
     key = load_key(key_file, read_passphrase(passphrase_file))
     with Progress(console=stderr(), transient=True) as progress:
         bars = {
@@ -61,6 +104,8 @@ def encrypt(
             key,
             kits=kits_folder(key_file),
             strength=strength.value if strength else None,
+            noise=None if noise is None else Noise.of(noise, expansion),
+            ends=ends.value,
             on_bytes=lambda phase, done, total: progress.update(
                 bars[phase], completed=done, total=total
             ),
@@ -71,7 +116,14 @@ def encrypt(
             for name, value in asdict(made).items()
         }
         stdout().print_json(json.dumps(facts))
-        return
+    else:
+        _show(made, model, key_file)
+
+
+def _show(made: Encryption, model: str, key_file: Path) -> None:
+    """What was made, what it protects, and what to do next."""
+    from veilrun.types import EE
+
     console = stdout()
     console.print(
         f"[green]encrypted[/] {made.n_tensors} tensors ({made.n_bytes / 1e6:,.1f} MB, family "
@@ -80,5 +132,7 @@ def encrypt(
         soft_wrap=True,
     )
     console.print(guarantee(EE))
-    command = ["veilrun", "check", model, str(out), "--key", str(key_file)]
+    command = ["veilrun", "check", model, str(made.folder), "--key", str(key_file)]
     console.print(f"next: {escape(shlex.join(command))}", soft_wrap=True)
+    measure = ["veilrun", "audit", str(made.folder), "--base", model, "--key", str(key_file)]
+    console.print(f"measure it: {escape(shlex.join(measure))}", soft_wrap=True)

@@ -31,6 +31,8 @@ from veilrun.wire.manifest import Manifest
 
 if TYPE_CHECKING:  # torch and aiohttp take seconds to import, and --help needs neither
     from veilrun.node.engine import Engine
+    from veilrun.node.middle_server import Middle
+    from veilrun.node.transformers_engine import TransformersSettings
 
 
 class EngineName(StrEnum):
@@ -132,7 +134,7 @@ def node(
     """Serve an encrypted checkpoint to proxies: token ids in, token ids out."""
     from veilrun.node.folder import open_folder
     from veilrun.node.server import ServerLimits
-    from veilrun.node.service import Listener, run_node
+    from veilrun.node.service import Listener, run_middle, run_node
 
     manifest = open_folder(out)
     api_key = read_api_key(api_key_file) if api_key_file else None
@@ -140,6 +142,21 @@ def node(
         _check_strangers(host, api_key, plain=insecure_plain_http, no_key=insecure_no_api_key)
     own = None if insecure_plain_http else _identity(identity, out, tls_name or [])
     log_to_stderr()
+    model = name or out.resolve().name
+    tls_context = tls.server_context(own) if own else None
+    listener = Listener(host, port, tls_context, api_key, grace_s=grace)
+
+    def on_ready(actual_port: int) -> None:
+        url = _url(host, actual_port, "https" if own else "http")
+        _announce(_Announcement(url, own.pin if own else None, model, manifest), as_json=as_json)
+
+    limits = ServerLimits(max_running=max_running, max_queued=max_queued)
+    if manifest.ends == "client":
+        if engine is EngineName.vllm or vllm_argument:
+            raise UsageError("vllm serves whole models; this folder has neither embedding nor head")
+        middle = _middle(out, max_running, max_model_len, cache_gib, dtype, device)
+        asyncio.run(run_middle(middle, out, manifest, model, listener, limits, on_ready))
+        return
     built = _engine(
         engine,
         out,
@@ -150,15 +167,6 @@ def node(
         device=device,
         vllm_arguments=tuple(vllm_argument or ()),
     )
-    model = name or out.resolve().name
-    tls_context = tls.server_context(own) if own else None
-    listener = Listener(host, port, tls_context, api_key, grace_s=grace)
-
-    def on_ready(actual_port: int) -> None:
-        url = _url(host, actual_port, "https" if own else "http")
-        _announce(_Announcement(url, own.pin if own else None, model, manifest), as_json=as_json)
-
-    limits = ServerLimits(max_running=max_running, max_queued=max_queued)
     asyncio.run(run_node(built, out, manifest, model, listener, limits, on_ready))
 
 
@@ -206,16 +214,37 @@ def _engine(
         return VllmEngine(folder, options)
     if vllm_arguments:
         raise UsageError("--vllm-argument is an option of the vllm engine")
-    from veilrun.node.transformers_engine import TransformersEngine, TransformersSettings
+    from veilrun.node.transformers_engine import TransformersEngine
 
-    settings = TransformersSettings(
+    settings = _settings(max_running, max_model_len, cache_gib, dtype, device)
+    return TransformersEngine(folder, settings)
+
+
+def _middle(
+    folder: Path,
+    max_running: int,
+    max_model_len: int | None,
+    cache_gib: float | None,
+    dtype: str,
+    device: str,
+) -> Middle:
+    from veilrun.node.middle_engine import MiddleEngine
+
+    return MiddleEngine(folder, _settings(max_running, max_model_len, cache_gib, dtype, device))
+
+
+def _settings(
+    max_running: int, max_model_len: int | None, cache_gib: float | None, dtype: str, device: str
+) -> TransformersSettings:
+    from veilrun.node.transformers_engine import TransformersSettings
+
+    return TransformersSettings(
         max_running=max_running,
         max_model_len=max_model_len,
         cache_bytes=None if cache_gib is None else int(cache_gib * 2**30),
         device=device,
         dtype=dtype,
     )
-    return TransformersEngine(folder, settings)
 
 
 def _identity(folder: Path | None, out: Path, hosts: list[str]) -> tls.Identity:

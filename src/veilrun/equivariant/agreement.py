@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from veilrun.checkpoint.tables import read_tables
 from veilrun.equivariant.codec import Codec
 from veilrun.errors import CheckpointError, UsageError
 
@@ -76,13 +77,17 @@ def measure(
     id_windows: Sequence[Sequence[int]],
     dtype: DtypeName,
     on_window: Callable[[], None] = lambda: None,
+    ends_file: Path | None = None,
 ) -> Agreement:
-    """Compare the two checkpoints on windows of plain ids; one model is in memory at a time."""
+    """Compare the two checkpoints on windows of plain ids; one model is in memory at a time.
+
+    ends_file: the kit's embedding and head, for an encrypted checkpoint that has neither.
+    """
     order = torch.tensor(codec.encode(range(codec.vocab_size)))
     model = _load(plain, dtype)
     plain_logits = [_logits(model, ids) for ids in id_windows]
     del model
-    model = _load(encrypted, dtype)
+    model = _load(encrypted, dtype) if ends_file is None else _Joined(encrypted, ends_file, dtype)
     same, n_positions, kl_sum, kl_max, difference, largest = 0, 0, 0.0, 0.0, 0.0, 0.0
     for ids, plain_logit in zip(id_windows, plain_logits, strict=True):
         expected = plain_logit.double()
@@ -98,15 +103,43 @@ def measure(
     return Agreement(dtype, n_positions, share, kl_sum / n_positions, kl_max, difference, largest)
 
 
-def _load(folder: Path, dtype: DtypeName) -> Any:
-    from transformers import AutoModelForCausalLM
+class _Joined:
+    """The middle of a model between its client's embedding and head, as one model."""
+
+    def __init__(self, folder: Path, ends_file: Path, dtype: DtypeName) -> None:
+        self._middle = _load(folder, dtype, "AutoModel")
+        tables = read_tables(ends_file)
+        kind = getattr(torch, dtype)
+        self._ends = {name: torch.from_numpy(one).to(kind) for name, one in tables.items()}
+
+    def __call__(self, ids: Tensor) -> Any:
+        rows = self._ends["embedding.weight"][ids]
+        made = self._middle(inputs_embeds=rows)
+        head, bias = self._ends["head.weight"], self._ends.get("head.bias")
+        made.logits = torch.nn.functional.linear(made.last_hidden_state, head, bias)
+        return made
+
+
+def _load(folder: Path, dtype: DtypeName, kind: str = "AutoModelForCausalLM") -> Any:
+    import transformers
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+        model, report = getattr(transformers, kind).from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    # transformers fills what is missing with random numbers and goes on.
+    missing = sorted(report["missing_keys"])
+    if missing and kind == "AutoModelForCausalLM":
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights, the first is {missing[0]}; a checkpoint "
+            "without ends is compared together with those in its client kit"
+        )
     return model.eval()
 
 

@@ -1,7 +1,9 @@
 """What stays on the trusted side of one encrypted checkpoint: tokenizer, sizes, digest.
 
 Layout: `KEY.client/<fingerprint>/` holds the plain model's tokenizer and config files and
-`client.json`. With the key file beside it a proxy needs nothing else: no weights, no torch.
+`client.json`. With the key file beside it a proxy needs nothing else: no weights, no torch. Where
+the ends stay with the client, `ends.safetensors` holds embedding and head, in the order of cipher
+ids and under the residual key.
 
 Invariant: a kit is used only with the key that it was made with; the fingerprint is computed
 again from key and digest before anything is sent.
@@ -30,6 +32,7 @@ from veilrun.wire import fields
 from veilrun.wire.fields import Fields
 
 CLIENT_FILE: Final = "client.json"
+ENDS_FILE: Final = "ends.safetensors"
 _FORMAT: Final = "veilrun-client-kit"
 _VERSION: Final = 1
 
@@ -39,7 +42,8 @@ class ClientFacts:
     """The content of `client.json`.
 
     name: what apps call the model. digest: Merkle root of the *plain* weights, so this file
-    stays on the trusted side. eos_token_ids: plain ids that end an answer.
+    stays on the trusted side. family: its word in every derivation, with what sets a noisy copy
+    or one without ends apart. eos_token_ids: plain ids that end an answer.
     """
 
     name: str
@@ -77,6 +81,12 @@ class ClientKit:
     def tokenizer_folder(self) -> Path:
         """Where the plain model's tokenizer files are."""
         return self.folder
+
+    @property
+    def ends_file(self) -> Path | None:
+        """Embedding and head, where the node has neither."""
+        path = self.folder / ENDS_FILE
+        return path if path.exists() else None
 
 
 def kits_folder(key_file: Path) -> Path:

@@ -8,6 +8,10 @@ linear algebra).
 
 Steps: 1 open, plan and refuse; 2 read once for the digest; 3 stream; 4 config, manifest,
 client kit. Both folders appear whole or not at all.
+
+With `ends="client"` embedding and head go into the client kit instead, and what the node gets
+is the middle of a model. With `noise` the residual stream gets longer, and the result is an
+approximation (`covariant`).
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from veilrun import atomic
 from veilrun.checkpoint import merkle
@@ -31,20 +35,25 @@ from veilrun.checkpoint.folder import (
 )
 from veilrun.checkpoint.format import SafetensorsWriter
 from veilrun.checkpoint.source import resolve
-from veilrun.equivariant.client import facts_of, write_kit
+from veilrun.equivariant.client import ENDS_FILE, facts_of, write_kit
 from veilrun.equivariant.codec import Codec
+from veilrun.equivariant.covariant import Noise
 from veilrun.equivariant.families import family_of
-from veilrun.equivariant.families.table import Family, Shape
+from veilrun.equivariant.families.table import Embedding, Family, Shape
 from veilrun.equivariant.groups import Strength
 from veilrun.equivariant.parallel import in_parallel
 from veilrun.equivariant.plan import Job, Plan, make_plan
-from veilrun.equivariant.settings import encrypted_config, encrypted_generation_config
+from veilrun.equivariant.settings import (
+    encrypted_config,
+    encrypted_generation_config,
+    without_ends,
+)
 from veilrun.equivariant.spaces import Spaces
 from veilrun.equivariant.tensors import as_bytes
-from veilrun.equivariant.transform import transform
-from veilrun.errors import CheckpointError, UnsupportedModel
+from veilrun.equivariant.transform import sealed_shape, transform
+from veilrun.errors import CheckpointError, UnsupportedModel, UsageError
 from veilrun.keys import MasterKey
-from veilrun.wire.manifest import MANIFEST_FILE, Manifest, encode_manifest
+from veilrun.wire.manifest import MANIFEST_FILE, Ends, Manifest, encode_manifest
 
 OnBytes = Callable[[str, int, int], None]
 """Progress: phase ("digest" or "encrypt"), bytes done, bytes in all."""
@@ -59,7 +68,9 @@ class Encryption:
     fingerprint: str
     weights_root: str
     family: str
-    strength: Strength
+    strength: Strength | Literal["covariant"]
+    noise: Noise | None
+    ends: Ends
     untied: bool
     n_tensors: int
     n_bytes: int
@@ -72,54 +83,112 @@ def encrypt(
     *,
     kits: Path,
     strength: Strength | None = None,
+    noise: Noise | None = None,
+    ends: Ends = "node",
     on_bytes: OnBytes = lambda phase, done, total: None,
 ) -> Encryption:
     """Encrypt checkpoint `model` (a folder or a hub id) into the new folder `out`.
 
-    kits: the folder of client kits, `client.kits_folder(key_file)`; the kit of this
-        checkpoint goes to `kits/<fingerprint>`.
+    kits: the folder of client kits, `client.kits_folder(key_file)`.
     strength: how the residual stream is hidden, see `groups.Strength`. None: structured, where
         the architecture allows it.
+    noise: hide it by a longer stream and noise instead, see `covariant`.
+    ends: who holds embedding and head.
 
     Raises:
         UnsupportedModel: architecture, parameters or dtypes without a private form, all named;
-            or a `strength` that the architecture does not allow.
+            or a `strength`, `noise` or `ends` that the architecture does not allow.
         RefusedError: the weights are pickles.
         CheckpointError: files damaged, or contradicting each other.
-        UsageError: `out` exists.
+        UsageError: `out` exists, or both strength and noise are given.
         StorageError: the disk is full. In every case nothing is left behind.
     """
     with ExitStack() as stack:
         target = stack.enter_context(atomic.new_folder(out))
         plain = stack.enter_context(Checkpoint(resolve(model, before_weights=_check_family)))
-        family, shape, config = _read_config(plain)
-        strength = _allowed(strength, family)
-        tied = bool(getattr(config, "tie_word_embeddings", False))
-        plan = make_plan(plain, family, shape, tied=tied, folds=strength != "permutation")
+        work = _prepare(plain, strength, noise, ends)
         count = _Counter(on_bytes, plain.n_bytes)
         digest = merkle.weights_root(plain, lambda n: count.add("digest", n)).hex()
-        codec = Codec(key, digest, family.name, shape.vocab_size)
-        files = _settings(plain, config, plan, codec)
-        spaces = Spaces(key, digest, family, shape, strength)
-        root = _write_weights(plain, plan, spaces, target, count)
-        manifest = Manifest("ee", codec.fingerprint, shape.vocab_size, root.hex())
-        files[MANIFEST_FILE] = encode_manifest(manifest)
+        codec = Codec(key, digest, work.label, work.shape.vocab_size)
+        spaces = work.spaces(key, digest)
+        files = _settings(plain, work, codec, spaces)
+        kit = kits / codec.fingerprint
+        kit_part = stack.enter_context(atomic.new_folder(kit, replace=True))
+        if work.at_client:
+            _write_ends(plain, work.at_client, spaces, kit_part, count)
+        root = _write_weights(plain, work.plan, spaces, target, count)
+        made = Manifest("ee", codec.fingerprint, codec.vocab_size, root.hex(), ends)
+        files[MANIFEST_FILE] = encode_manifest(made)
         for name, body in files.items():
             atomic.write_file(target / name, body)
-        kit = kits / codec.fingerprint
-        facts = facts_of(plain, _public_name(model), digest, family.name, config)
-        write_kit(stack.enter_context(atomic.new_folder(kit, replace=True)), plain, facts)
+        facts = facts_of(plain, _public_name(model), digest, work.label, work.config)
+        write_kit(kit_part, plain, facts)
         return Encryption(
             folder=out,
             client=kit,
             fingerprint=codec.fingerprint,
             weights_root=root.hex(),
-            family=family.name,
-            strength=strength,
-            untied=plan.untied,
-            n_tensors=sum(map(len, plan.shards.values())),
+            family=work.family.name,
+            strength="covariant" if work.noise else work.strength,
+            noise=work.noise,
+            ends=ends,
+            untied=work.plan.untied,
+            n_tensors=sum(map(len, work.plan.shards.values())),
             n_bytes=plain.n_bytes,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be done, all refusals behind us. config: transformers' configuration object.
+
+    at_client: the jobs of embedding and head, where they stay with the client; `plan` has the
+    others. label: the family's word in every derivation.
+    """
+
+    family: Family
+    shape: Shape
+    config: Any
+    strength: Strength
+    noise: Noise | None
+    plan: Plan
+    at_client: list[Job]
+    label: str
+
+    def spaces(self, key: MasterKey, digest: str) -> Spaces:
+        """The secret maps under `key`."""
+        return Spaces(key, digest, self.label, self.family, self.shape, self.strength, self.noise)
+
+
+def _prepare(
+    plain: Checkpoint, strength: Strength | None, noise: Noise | None, ends: Ends
+) -> _Work:
+    if noise is not None and strength is not None:
+        raise UsageError("a noisy copy has a residual key of its own: leave out the strength")
+    family, shape, config = _read_config(plain)
+    strength = _allowed(strength, family)
+    noise = noise.fitted(family, shape) if noise else None
+    if ends == "client" and not family.reads_rows:
+        raise UnsupportedModel(f"family {family.name} has no form with its ends at the client")
+    plan = make_plan(
+        plain,
+        family,
+        shape,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        folds=strength != "permutation",
+        unties=noise is not None or ends == "client",
+    )
+    plan, at_client = plan.parted() if ends == "client" else (plan, [])
+    label = _label(family, noise, ends)
+    return _Work(family, shape, config, strength, noise, plan, at_client, label)
+
+
+def _label(family: Family, noise: Noise | None, ends: Ends) -> str:
+    """The family's word in every derivation. Kinds of copies share no secret, or one would
+    show what another hides.
+    """
+    words = [family.name, noise.label if noise else "", "ends at client" * (ends == "client")]
+    return "; ".join(filter(None, words))
 
 
 def _allowed(wanted: Strength | None, family: Family) -> Strength:
@@ -158,11 +227,19 @@ def _read_config(plain: Checkpoint) -> tuple[Family, Shape, Any]:
         raise CheckpointError(f"{plain.folder / CONFIG_FILE} cannot be used: {error}") from error
 
 
-def _settings(plain: Checkpoint, config: Any, plan: Plan, codec: Codec) -> dict[str, bytes]:
+def _settings(plain: Checkpoint, work: _Work, codec: Codec, spaces: Spaces) -> dict[str, bytes]:
     """The encrypted checkpoint's config files, by name."""
+    hidden = spaces.sealed_size("residual", work.shape.hidden) if work.noise else None
     encoded = encrypted_config(
-        plain.config, config, plan.family, codec.encode_one, untie=plan.untied
+        plain.config,
+        work.config,
+        work.family,
+        codec.encode_one,
+        untie=work.plan.untied,
+        hidden=hidden,
     )
+    if work.at_client:
+        return {CONFIG_FILE: encode_json(without_ends(encoded))}
     files = {CONFIG_FILE: encode_json(encoded)}
     if plain.generation_config is not None:
         generation = encrypted_generation_config(
@@ -178,24 +255,50 @@ def _write_weights(
     """Stream every shard; the Merkle root of what was written."""
     leaves: dict[str, bytes] = {}
     weight_map: dict[str, str] = {}
+    n_bytes = 0
     for shard, jobs in plan.shards.items():
         names = {job: _target_name(job, spaces) for job in jobs}
-        infos = [(names[job], plain[job.source].dtype, plain[job.source].shape) for job in jobs]
-        with SafetensorsWriter(target / shard, infos) as writer:
-
-            def write(job: Job, writer: SafetensorsWriter = writer, names: Any = names) -> bytes:
-                data = as_bytes(transform(plain, job, spaces))
-                writer.write(names[job], data)
-                count.add("encrypt", data.nbytes)
-                return merkle.leaf(writer.infos[names[job]], hashlib.sha256(data).digest())
-
-            leaves |= zip(names.values(), in_parallel(write, jobs), strict=True)
+        written, n_written = _write_file(plain, names, spaces, target / shard, count)
+        leaves |= written
+        n_bytes += n_written
         weight_map |= dict.fromkeys(names.values(), shard)
     if (plain.folder / INDEX_FILE).exists():
-        total = sum(plain[job.source].n_bytes for jobs in plan.shards.values() for job in jobs)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        sizes = {"total_size": n_bytes}
+        index = {"metadata": sizes, "weight_map": dict(sorted(weight_map.items()))}
         atomic.write_file(target / INDEX_FILE, encode_json(index))
     return merkle.root(leaves)
+
+
+def _write_ends(
+    plain: Checkpoint, jobs: list[Job], spaces: Spaces, kit: Path, count: _Counter
+) -> None:
+    """The client's tables, under the key, readable by their owner alone."""
+    (kit / ENDS_FILE).touch(mode=0o600)
+    names = {
+        job: f"{'embedding' if isinstance(job.row, Embedding) else 'head'}.{job.found.part}"
+        for job in jobs
+    }
+    _write_file(plain, names, spaces, kit / ENDS_FILE, count)
+
+
+def _write_file(
+    plain: Checkpoint, names: dict[Job, str], spaces: Spaces, path: Path, count: _Counter
+) -> tuple[dict[str, bytes], int]:
+    """Stream one file; the Merkle leaves of its tensors by name, and their size in bytes."""
+    infos = [
+        (name, plain[job.source].dtype, sealed_shape(plain, job, spaces))
+        for job, name in names.items()
+    ]
+    with SafetensorsWriter(path, infos) as writer:
+
+        def write(job: Job) -> bytes:
+            data = as_bytes(transform(plain, job, spaces))
+            writer.write(names[job], data)
+            count.add("encrypt", data.nbytes)
+            return merkle.leaf(writer.infos[names[job]], hashlib.sha256(data).digest())
+
+        leaves = dict(zip(names.values(), in_parallel(write, list(names)), strict=True))
+        return leaves, sum(info.n_bytes for info in writer.infos.values())
 
 
 def _target_name(job: Job, spaces: Spaces) -> str:

@@ -3,9 +3,11 @@
 An activation x (a column) becomes A x under the key. A tensor that *writes* x gets A on that
 axis; one that *reads* x gets A^-T, so that every inner product stays what it was. A key is a
 chain of four kinds of steps, none of which costs more per weight in a wider model:
-permutation, blocks of a fixed size, scale, and one reflection.
+permutation, blocks of a fixed size, scale, and one reflection. `Expand` is the exception: dense,
+and longer at its far end.
 
-Every map acts on axis 0 of a [n, m] tensor and returns a new [n, m] tensor of its dtype.
+Every map acts on axis 0 of a [n, m] tensor and returns a new tensor of its dtype, [n, m] for all
+but `Expand`.
 """
 
 from __future__ import annotations
@@ -124,6 +126,38 @@ class Reflect:
         return torch.addr(x, direction, direction @ x, alpha=-2.0)
 
     read = write
+
+
+@dataclass(frozen=True, eq=False)
+class Expand:
+    """A longer axis: `writer` [N, n] times what writes, `reader` [N, n] times what reads.
+
+    reader^T writer = 1, so inner products stay what they were; neither need be orthogonal.
+    """
+
+    writer: Tensor
+    reader: Tensor
+    _cast: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> int:
+        return self.writer.shape[1]
+
+    @property
+    def n_out(self) -> int:
+        """N: entries of the longer axis."""
+        return self.writer.shape[0]
+
+    def _as(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if dtype not in self._cast:
+            self._cast[dtype] = (self.writer.to(dtype), self.reader.to(dtype))
+        return self._cast[dtype]
+
+    def write(self, x: Tensor) -> Tensor:
+        return self._as(x.dtype)[0] @ x
+
+    def read(self, x: Tensor) -> Tensor:
+        return self._as(x.dtype)[1] @ x
 
 
 @dataclass(frozen=True, eq=False)

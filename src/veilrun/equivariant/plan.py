@@ -71,15 +71,32 @@ class Plan:
     shards: dict[str, list[Job]]
     untied: bool
 
+    def parted(self) -> tuple[Plan, list[Job]]:
+        """The middle of the model, and the jobs of its two ends."""
+        names = (self.family.embedding, self.family.head)
+        ends = [job for jobs in self.shards.values() for job in jobs if job.row.name in names]
+        rest = {
+            shard: [job for job in jobs if job not in ends] for shard, jobs in self.shards.items()
+        }
+        middle = {shard: jobs for shard, jobs in rest.items() if jobs}
+        return Plan(self.family, middle, self.untied), ends
+
 
 def make_plan(
-    checkpoint: Checkpoint, family: Family, shape: Shape, *, tied: bool, folds: bool
+    checkpoint: Checkpoint,
+    family: Family,
+    shape: Shape,
+    *,
+    tied: bool,
+    folds: bool,
+    unties: bool = False,
 ) -> Plan:
     """Plan the encryption of `checkpoint`.
 
     tied: the configuration says that the head shares the embedding's tensor; a checkpoint that
         stores another one for the head is right, and the configuration is not.
     folds: gains fold into their readers.
+    unties: embedding and head part company even where one tensor could serve as both.
 
     Raises:
         UnsupportedModel: parameters without a private form; all of them are named.
@@ -90,8 +107,9 @@ def make_plan(
     tied = tied and not own_head
     # A norm before a tied head folds into it, unless it scales by one number: that commutes
     # with every key, so the head can go on sharing the embedding's tensor.
-    unfolded = _single_gain(checkpoint, census) if tied and folds else None
-    untied = tied and folds and unfolded is None
+    may_share = tied and folds and not unties
+    unfolded = _single_gain(checkpoint, census) if may_share else None
+    untied = tied and (unties or (folds and unfolded is None))
     planner = _Planner(census, folds, unfolded)
     shards: dict[str, list[Job]] = {name: [] for name in checkpoint.shards}
     for name, found in census.found.items():

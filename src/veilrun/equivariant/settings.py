@@ -74,9 +74,17 @@ EncodeOne = Callable[[int], int]
 
 
 def encrypted_config(
-    plain: Mapping[str, Any], parsed: Any, family: Family, encode_one: EncodeOne, *, untie: bool
+    plain: Mapping[str, Any],
+    parsed: Any,
+    family: Family,
+    encode_one: EncodeOne,
+    *,
+    untie: bool,
+    hidden: int | None = None,
 ) -> dict[str, Any]:
     """The encrypted config.json. `parsed` is transformers' configuration object of `plain`.
+
+    hidden: the width of a residual stream that got longer; the heads keep theirs.
 
     Raises:
         UnsupportedModel: a field that the architecture needs is not one that we know.
@@ -87,7 +95,19 @@ def encrypted_config(
     _check_same_architecture(parsed, type(parsed).from_dict(dict(kept)), family)
     if untie:
         kept["tie_word_embeddings"] = False
+    if hidden is not None:
+        kept |= {"hidden_size": hidden, "head_dim": family.shape(parsed).head_dim}
     return _with_cipher_ids(kept, encode_one, parsed.vocab_size)
+
+
+def without_ends(encrypted: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a checkpoint without embedding and head: ids mean nothing to it.
+
+    Engines make an embedding whatever the checkpoint holds; one row is the smallest.
+    """
+    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    kept = {k: v for k, v in encrypted.items() if k not in _ID_FIELDS}
+    return {**kept, **no_ids, "vocab_size": 1, "tie_word_embeddings": False}
 
 
 def encrypted_generation_config(

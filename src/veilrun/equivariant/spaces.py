@@ -16,12 +16,14 @@ import torch
 
 from veilrun.equivariant import groups
 from veilrun.equivariant.codec import SCHEME, vocabulary_order
+from veilrun.equivariant.covariant import Noise, covariant_key
 from veilrun.equivariant.families.table import Axis, AxisName, Family, PerHead, Shape
 from veilrun.equivariant.groups import Array, Strength
 from veilrun.equivariant.maps import (
     Chain,
     Concat,
     Dual,
+    Expand,
     Map,
     Permute,
     Rotate,
@@ -47,21 +49,39 @@ class HeadMaps:
 
 
 class Spaces:
-    """The secret maps of one model. `of` gives the map of an axis; safe to share by threads."""
+    """The secret maps of one model. `of` gives the map of an axis; safe to share by threads.
+
+    label: the family's word in every derivation, with what sets this kind of copy apart.
+    noise: of a covariant copy; `strength` then says nothing.
+    """
 
     def __init__(
-        self, key: MasterKey, digest: str, family: Family, shape: Shape, strength: Strength
+        self,
+        key: MasterKey,
+        digest: str,
+        label: str,
+        family: Family,
+        shape: Shape,
+        strength: Strength,
+        noise: Noise | None = None,
     ) -> None:
-        self._key, self._digest, self._family, self._shape = key, digest, family, shape
+        self._key, self._digest, self._label = key, digest, label
+        self._family, self._shape, self.noise = family, shape, noise
         self._residual = self._draw_residual(strength)
-        self._vocabulary = permute(vocabulary_order(key, digest, family.name, shape.vocab_size))
+        self._vocabulary = permute(vocabulary_order(key, digest, label, shape.vocab_size))
         # Every layer's maps are asked for by four or five tensors in a row.
         self._heads = functools.lru_cache(maxsize=4)(self._draw_heads)
 
     def stream(self, layer: int | None, space: str) -> SecretStream:
         """The secret stream of one space."""
         word = GLOBAL if layer is None else str(layer)
-        return self._key.stream(SCHEME, self._digest, self._family.name, word, space)
+        return self._key.stream(SCHEME, self._digest, self._label, word, space)
+
+    def sealed_size(self, axis: Axis, size: int) -> int:
+        """Entries that an axis of `size` has under the key."""
+        if axis == "residual" and isinstance(self._residual, Expand):
+            return self._residual.n_out
+        return size
 
     def of(self, axis: Axis, size: int, layer: int | None, expert: int | None) -> Map:
         """The map of an axis of `size` entries in a module of `layer` and `expert`."""
@@ -108,6 +128,8 @@ class Spaces:
 
     def _draw_residual(self, strength: Strength) -> Map:
         stream, n = self.stream(None, "residual"), self._shape.hidden
+        if self.noise is not None and self.noise.expansion is not None:
+            return covariant_key(stream, n, self.noise.expansion)
         if strength == "permutation":
             draw = groups.permutation if self._family.centres else groups.signed_permutation
             return draw(stream, n)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from veilrun.checkpoint.folder import Checkpoint
-from veilrun.equivariant.families.table import Embedding, HeadNorm, Linear, Norm
+from veilrun.equivariant.covariant import blurring
+from veilrun.equivariant.families.table import Axis, Embedding, HeadNorm, Linear, Norm
 from veilrun.equivariant.maps import Map, Permute
 from veilrun.equivariant.plan import Fold, Job
 from veilrun.equivariant.spaces import Spaces
@@ -28,12 +29,30 @@ Action = Callable[[Tensor], Tensor]
 Rows = Callable[[int, int], Tensor]
 
 
+def sealed_shape(checkpoint: Checkpoint, job: Job, spaces: Spaces) -> tuple[int, ...]:
+    """The shape of `job`'s encrypted tensor: its source's, but for a stream that got longer."""
+    shape = checkpoint[job.source].shape
+    axes: tuple[Axis, ...]
+    match job.row:
+        case Linear() as row if job.found.part == "weight":
+            axes = (row.into, row.out) if row.transposed else (row.out, row.into)
+        case Linear() as row:
+            axes = (row.out,)
+        case Embedding() as row:
+            axes = (row.index, "residual")
+        case Norm():
+            axes = ("residual",)
+        case _:
+            return shape
+    return tuple(spaces.sealed_size(axis, n) for axis, n in zip(axes, shape, strict=True))
+
+
 def transform(checkpoint: Checkpoint, job: Job, spaces: Spaces) -> Tensor:
-    """The encrypted tensor of `job`, in the dtype and shape of its source."""
+    """The encrypted tensor of `job`, in the dtype of its source."""
     info = checkpoint[job.source]
     dtype = TORCH_DTYPES[info.dtype]
     if job.constant is not None:
-        return torch.full(info.shape, job.constant, dtype=dtype)
+        return torch.full(sealed_shape(checkpoint, job, spaces), job.constant, dtype=dtype)
     match job.row:
         case Linear() as row if job.found.part == "weight":
             return _weight(checkpoint, job, row, spaces)
@@ -42,7 +61,11 @@ def transform(checkpoint: Checkpoint, job: Job, spaces: Spaces) -> Tensor:
         case Embedding() as row:
             index = spaces.of(row.index, info.shape[0], None, None)
             residual = spaces.of("residual", info.shape[1], None, None)
-            return _matrix(_rows_of(checkpoint, job), info.shape, dtype, index, residual.write)
+            rows = _rows_of(checkpoint, job)
+            blur = _noise(checkpoint, job, spaces, rows, _as_it_is)
+            columns = _in_turn(blur, residual.write)
+            shape = sealed_shape(checkpoint, job, spaces)
+            return _matrix(rows, info.shape, shape, dtype, index, columns)
         case Norm():
             residual = spaces.of("residual", info.shape[0], None, None)
             return _carry(residual, read_vector(checkpoint, job.source)).to(dtype)
@@ -60,17 +83,54 @@ def _weight(checkpoint: Checkpoint, job: Job, row: Linear, spaces: Spaces) -> Te
     n_out, n_into = reversed(info.shape) if row.transposed else info.shape
     out = spaces.of(row.out, n_out, found.layer, found.expert)
     into = spaces.of(row.into, n_into, found.layer, found.expert)
-    fold = None if job.fold is None else _folding(checkpoint, job.fold, bare=not job.has_bias)
-
-    def columns(x: Tensor) -> Tensor:
-        return into.read(x if fold is None else fold(x))
-
+    fold: Action = _as_it_is
+    if job.fold is not None:
+        fold = _folding(checkpoint, job.fold, bare=not job.has_bias)
     rows: Rows = _rows_of(checkpoint, job)
     if row.transposed:
         whole = read_matrix(checkpoint, job.source).t()
         rows = lambda start, stop: whole[start:stop]  # noqa: E731
-    result = _matrix(rows, (n_out, n_into), TORCH_DTYPES[info.dtype], out, columns)
+    columns = _in_turn(fold, _noise(checkpoint, job, spaces, rows, fold), into.read)
+    sealed = sealed_shape(checkpoint, job, spaces)
+    shape = sealed[::-1] if row.transposed else sealed
+    result = _matrix(rows, (n_out, n_into), shape, TORCH_DTYPES[info.dtype], out, columns)
     return result.t().contiguous() if row.transposed else result
+
+
+def _noise(checkpoint: Checkpoint, job: Job, spaces: Spaces, rows: Rows, before: Action) -> Action:
+    """The noise of a covariant copy on its two ends, once `before` has been done; else nothing."""
+    match job.row:
+        case Embedding(index="vocabulary"):
+            amount = spaces.noise.embedding if spaces.noise else 0.0
+        case Linear(out="vocabulary"):
+            amount = spaces.noise.head if spaces.noise else 0.0
+        case _:
+            amount = 0.0
+    if amount == 0.0:
+        return _as_it_is
+    n_rows, n_columns = checkpoint[job.source].shape
+    total = squares = 0.0
+    for start, stop in _slabs(n_rows, n_columns * 8):
+        slab = before(rows(start, stop).t().double())
+        total, squares = total + float(slab.sum()), squares + float((slab * slab).sum())
+    n = n_rows * n_columns
+    deviation = (squares / n - (total / n) ** 2) ** 0.5
+    return blurring(spaces.stream(None, f"noise on {job.row.name}"), amount * deviation)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _in_turn(*actions: Action) -> Action:
+    """One action after the other."""
+
+    def apply(x: Tensor) -> Tensor:
+        for one in actions:
+            x = one(x)
+        return x
+
+    return apply
 
 
 def _rows_of(checkpoint: Checkpoint, job: Job) -> Rows:
@@ -78,17 +138,23 @@ def _rows_of(checkpoint: Checkpoint, job: Job) -> Rows:
 
 
 def _matrix(
-    rows: Rows, shape: tuple[int, ...], dtype: torch.dtype, out: Map, columns: Action
+    rows: Rows,
+    shape: tuple[int, ...],
+    sealed: tuple[int, ...],
+    dtype: torch.dtype,
+    out: Map,
+    columns: Action,
 ) -> Tensor:
     """Apply `columns` along each row, then `out` across the rows; round to `dtype` once.
 
-    columns: acts on axis 0 of a [columns, m] tensor, the transpose of m rows.
+    shape, sealed: before and after. columns: acts on axis 0 of a [columns, m] tensor, the
+    transpose of m rows.
     """
     # float32 weights deserve a wider accumulator than their own precision.
     compute = torch.float64 if dtype == torch.float32 else torch.float32
     moves = torch.argsort(out.order) if isinstance(out, Permute) else None
     # Rows that only move are rounded at once, so a big vocabulary needs no wide copy.
-    halfway = torch.empty(shape, dtype=compute if moves is None else dtype)
+    halfway = torch.empty((shape[0], sealed[1]), dtype=compute if moves is None else dtype)
     for start, stop in _slabs(shape[0], shape[1] * compute.itemsize):
         slab = columns(rows(start, stop).t().to(compute).contiguous())
         if moves is None:
@@ -97,8 +163,8 @@ def _matrix(
             _put_rows(halfway, moves[start:stop], slab.to(dtype).t().contiguous())
     if moves is not None:
         return halfway
-    result = torch.empty(shape, dtype=dtype)
-    for start, stop in _slabs(shape[1], shape[0] * compute.itemsize):
+    result = torch.empty(sealed, dtype=dtype)
+    for start, stop in _slabs(sealed[1], shape[0] * compute.itemsize):
         result[:, start:stop] = out.write(halfway[:, start:stop].contiguous())
     return result
 

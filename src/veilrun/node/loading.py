@@ -49,8 +49,29 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         CheckpointError: weights are missing, damaged, or not safetensors.
     """
     _quieten()
+    model, missing = _load(transformers.AutoModelForCausalLM, folder, dtype)
+    _check_complete(folder, missing)
+    return model.to(device).eval()
+
+
+def load_middle(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The folder's model without embedding and head: rows in, final states out.
+
+    Raises:
+        CheckpointError: other weights are missing, or damaged, or not safetensors.
+    """
+    _quieten()
+    model, missing = _load(transformers.AutoModel, folder, dtype)
+    embedding = model.get_input_embeddings().weight
+    ends = {name for name, one in model.named_parameters() if one is embedding}
+    _check_complete(folder, missing - ends)
+    return model.to(device).eval()
+
+
+def _load(kind: Any, folder: Path, dtype: torch.dtype) -> tuple[Any, set[str]]:
+    """The model, and the weights that were not in the files."""
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = kind.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -61,10 +82,13 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load the weights in {folder}: {error}") from error
+    return model, set(report["missing_keys"])
+
+
+def _check_complete(folder: Path, missing: set[str]) -> None:
     # transformers fills what is missing with random numbers and goes on.
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(f"{folder} lacks {len(missing)} weights, the first is {missing[0]}")
-    return model.to(device).eval()
+    if missing:
+        raise CheckpointError(f"{folder} lacks {len(missing)} weights, the first is {min(missing)}")
 
 
 def end_ids(model: Any) -> tuple[int, ...]:

@@ -20,24 +20,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import logging
-import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from veilrun.errors import BusyError, DecodeError, PeerError, TransportError, UsageError
 from veilrun.node.capacity import Capacity
 from veilrun.node.engine import Engine, admit
 from veilrun.node.exchange import ID_PREFIX, ClientGone, Exchange, Sink, Stream, WholeAnswer
+from veilrun.node.front import Front, Refusal, ServerLimits
 from veilrun.node.metrics import Metrics, Outcome
 from veilrun.wire.generate import (
     ABORT_PATH,
@@ -51,54 +47,12 @@ from veilrun.wire.generate import (
 )
 from veilrun.wire.manifest import Manifest, NodeCard, encode_card
 
+__all__ = ["NodeServer", "ServerLimits"]
+
 _log = logging.getLogger(__name__)
 
 _BUSY_S = 1.0
 _UNREADY_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """What the node takes on.
-
-    max_running: answers at a time; a request with n answers counts n times.
-    max_queued: requests that may wait for their turn; one more is answered 429.
-    max_body_bytes: a request's JSON. body_timeout_s: how long it may take to arrive.
-    """
-
-    max_running: int = 16
-    max_queued: int = 64
-    max_body_bytes: int = 4 * 2**20
-    body_timeout_s: float = 30.0
-
-
-class Refusal(Exception):
-    """An HTTP error answer: not a fault of ours, so no `VeilrunError`."""
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        *,
-        outcome: Outcome = "invalid",
-        param: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.outcome = outcome
-        self.retry_after_s = retry_after_s
-        self.body: dict[str, object] = {
-            "error": {"message": message, "type": _type(status), "param": param, "code": code}
-        }
-
-    def response(self) -> web.Response:
-        """What the client gets."""
-        headers = {}
-        if self.retry_after_s is not None:
-            headers["Retry-After"] = str(math.ceil(self.retry_after_s))
-        return web.json_response(self.body, status=self.status, headers=headers)
 
 
 class NodeServer:
@@ -119,7 +73,7 @@ class NodeServer:
         vocab_size = min(engine.limits.vocab_size, manifest.vocab_size)
         self._admitted = replace(engine.limits, max_n=max_n, vocab_size=vocab_size)
         self._card = NodeCard(model, engine.name, engine.limits.max_model_len, manifest)
-        self._key_digest = None if api_key is None else _digest(api_key)
+        self._front = Front(self._limits, api_key)
         self._running = Capacity(self._limits.max_running)
         self._exchanges: dict[str, set[Exchange]] = {}
         self._draining = False
@@ -127,15 +81,12 @@ class NodeServer:
 
     def application(self) -> web.Application:
         """The aiohttp application; run it with `handler_cancellation=True`."""
-        app = web.Application(
-            client_max_size=self._limits.max_body_bytes, middlewares=[self._guard]
-        )
+        app = self._front.application()
         app.router.add_post(GENERATE_PATH, self._generate)
         app.router.add_post(ABORT_PATH, self._abort)
         app.router.add_get(HEALTH_PATH, self._health, allow_head=False)
         app.router.add_get(MODELS_PATH, self._models, allow_head=False)
         app.router.add_get(METRICS_PATH, self._show_metrics, allow_head=False)
-        app.on_response_prepare.append(_hide_software)
         return app
 
     async def drain(self, grace_s: float) -> bool:
@@ -155,7 +106,7 @@ class NodeServer:
         n_in = n_out = 0
         try:
             self._check_open()
-            request = self._admit(await self._read(http))
+            request = self._admit(await self._front.read(http))
             n_in = len(request.token_ids)
             with self._tracked(request) as exchange:
                 try:
@@ -180,7 +131,7 @@ class NodeServer:
 
     async def _abort(self, http: web.Request) -> web.Response:
         try:
-            request_ids = decode_aborts(await self._read(http))
+            request_ids = decode_aborts(await self._front.read(http))
         except DecodeError as error:
             raise Refusal(400, "invalid_request", str(error), param=error.field) from error
         for request_id in request_ids:
@@ -210,19 +161,6 @@ class NodeServer:
                 503, "engine_unavailable", "the node is starting, restarting or shutting down",
                 outcome="unavailable", retry_after_s=_UNREADY_S,
             )  # fmt: skip
-
-    async def _read(self, http: web.Request) -> bytes:
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                return await http.read()
-        except TimeoutError as error:
-            raise Refusal(408, "request_timeout", "the body took too long to arrive") from error
-        except web.HTTPRequestEntityTooLarge as error:
-            limit = self._limits.max_body_bytes
-            message = f"the body is larger than {limit} bytes"
-            raise Refusal(413, "body_too_large", message) from error
-        except web.RequestPayloadError as error:
-            raise Refusal(400, "invalid_request", "the body is not what it says") from error
 
     def _admit(self, body: bytes) -> GenerateRequest:
         try:
@@ -291,35 +229,6 @@ class NodeServer:
             await sink.write(choice)
         return await sink.finish()
 
-    # --- around every request -----------------------------------------------------------
-
-    @web.middleware
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            if request.path != HEALTH_PATH:
-                self._check_key(request)
-            return await handler(request)
-        except Refusal as refusal:
-            return refusal.response()
-        except (web.HTTPNotFound, web.HTTPMethodNotAllowed):
-            return Refusal(404, "not_found", "there is nothing here").response()
-        except web.HTTPException as error:
-            return Refusal(error.status, "http_error", error.reason).response()
-        except ClientGone:
-            raise  # there is nobody left to answer
-        except Exception as error:  # noqa: BLE001 - our own fault, and still an answer
-            _log.error("a request failed with %s", type(error).__name__)
-            return Refusal(500, "internal_error", "the node failed").response()
-
-    def _check_key(self, http: web.Request) -> None:
-        if self._key_digest is None:
-            return
-        scheme, _, key = http.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            _digest(key.strip()), self._key_digest
-        ):
-            raise Refusal(401, "invalid_api_key", "the API key is missing or wrong")
-
 
 def _of_engine(error: Exception) -> Refusal:
     """How the client learns of an error in the engine."""
@@ -334,17 +243,3 @@ def _of_engine(error: Exception) -> Refusal:
     _log.error("the engine failed with %s", type(error).__name__)
     status = 502 if isinstance(error, PeerError | TransportError) else 500
     return Refusal(status, "engine_failed", "the engine failed", outcome="failed")
-
-
-def _type(status: int) -> str:
-    names = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-    return names.get(status, "invalid_request_error" if status < 500 else "server_error")
-
-
-def _digest(key: str) -> bytes:
-    # Digests have one length, so comparing them tells nothing about the key's.
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-
-
-async def _hide_software(_: Any, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "veilrun-node"

@@ -20,13 +20,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import web
 
 from veilrun.errors import CheckpointError, UsageError
 from veilrun.node.engine import Engine
 from veilrun.node.folder import verify_weights
+from veilrun.node.middle_server import Middle, MiddleServer
 from veilrun.node.server import NodeServer, ServerLimits
 from veilrun.wire.manifest import Manifest
 
@@ -97,17 +98,63 @@ async def run_node(
         CheckpointError: the manifest does not belong to these weights.
         UsageError: the address cannot be listened on, or the engine cannot run the model.
     """
+
+    def make_server() -> Server:
+        if manifest.vocab_size > engine.limits.vocab_size:
+            raise CheckpointError(
+                f"the manifest names {manifest.vocab_size} ids, the weights have "
+                f"{engine.limits.vocab_size}"
+            )
+        return NodeServer(engine, manifest, model, limits, listener.api_key)
+
+    await _run(engine, folder, manifest, make_server, listener, on_ready)
+
+
+async def run_middle(
+    engine: Middle,
+    folder: Path,
+    manifest: Manifest,
+    model: str,
+    listener: Listener,
+    limits: ServerLimits,
+    on_ready: Callable[[int], None],
+) -> None:
+    """Serve a folder without embedding and head until a signal; see `run_node`."""
+
+    def make_server() -> Server:
+        return MiddleServer(engine, manifest, model, limits, listener.api_key)
+
+    await _run(engine, folder, manifest, make_server, listener, on_ready)
+
+
+class Startable(Protocol):
+    """What every kind of engine does first and last."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Server(Protocol):
+    """An HTTP surface over a started engine."""
+
+    def application(self) -> web.Application: ...
+    async def drain(self, grace_s: float) -> bool: ...
+
+
+async def _run(
+    engine: Startable,
+    folder: Path,
+    manifest: Manifest,
+    make_server: Callable[[], Server],
+    listener: Listener,
+    on_ready: Callable[[int], None],
+) -> None:
     signals = StopSignals()
     with signals.installed():
         try:
             if not await _started(_start(engine, folder, manifest), signals):
                 return
-            if manifest.vocab_size > engine.limits.vocab_size:
-                raise CheckpointError(
-                    f"the manifest names {manifest.vocab_size} ids, the weights have "
-                    f"{engine.limits.vocab_size}"
-                )
-            server = NodeServer(engine, manifest, model, limits, listener.api_key)
+            server = make_server()
             async with listening(server, listener) as (runner, port):
                 on_ready(port)
                 await signals.graceful.wait()
@@ -116,7 +163,7 @@ async def run_node(
             await engine.stop()
 
 
-async def _start(engine: Engine, folder: Path, manifest: Manifest) -> None:
+async def _start(engine: Startable, folder: Path, manifest: Manifest) -> None:
     """Verify the weights, then start the engine with them."""
     _log.info("verifying the weights")
     abandoned = threading.Event()
@@ -144,9 +191,7 @@ async def _started(work: Coroutine[None, None, None], signals: StopSignals) -> b
 
 
 @asynccontextmanager
-async def listening(
-    server: NodeServer, listener: Listener
-) -> AsyncIterator[tuple[web.AppRunner, int]]:
+async def listening(server: Server, listener: Listener) -> AsyncIterator[tuple[web.AppRunner, int]]:
     """Listen while the block lasts; yields the runner and the port."""
     runner = web.AppRunner(
         server.application(),
@@ -186,7 +231,7 @@ def _discreet_log() -> logging.Logger:
 
 
 async def _end(
-    engine: Engine, server: NodeServer, runner: web.AppRunner, grace_s: float, signals: StopSignals
+    engine: Startable, server: Server, runner: web.AppRunner, grace_s: float, signals: StopSignals
 ) -> None:
     _log.info("stopping: no new requests")
     for site in list(runner.sites):

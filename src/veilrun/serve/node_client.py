@@ -12,21 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Final
 
 import aiohttp
 
-from veilrun.errors import (
-    BusyError,
-    PeerError,
-    StallError,
-    TransportError,
-    VerificationError,
-)
+from veilrun.errors import BusyError, PeerError, StallError, TransportError
 from veilrun.serve.ask import Ask, Delta
 from veilrun.serve.kit import IdCodec
 from veilrun.serve.node_address import NodeAddress
@@ -36,36 +28,22 @@ from veilrun.serve.node_answers import (
     EventReader,
     NodeRefusal,
     max_body_bytes,
-    printable,
-    reported_error,
 )
-from veilrun.wire.generate import (
-    GENERATE_PATH,
-    MODELS_PATH,
-    GenerateRequest,
-    SamplingParams,
-    encode_request,
+from veilrun.serve.node_http import (
+    NodeTimeouts,
+    check_status,
+    get_card,
+    hear_out,
+    network_faults,
+    open_session,
+    read_body,
+    reason,
+    verify_card,
 )
-from veilrun.wire.manifest import NodeCard, decode_card
+from veilrun.wire.generate import GENERATE_PATH, GenerateRequest, SamplingParams, encode_request
+from veilrun.wire.manifest import NodeCard
 
-_CARD_BYTES: Final = 2**16
-_FAREWELL_BYTES: Final = 2**12
-_ERROR_BYTES: Final = 2**14
-_FAREWELL_S: Final = 1.0
-_UNAVAILABLE: Final = (502, 503, 504)
-_HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-
-
-@dataclass(frozen=True, slots=True)
-class NodeTimeouts:
-    """connect_s: to reach the node. card_s: for the node's card. stall_s: without a new token
-    in a stream, waiting in the node's queue included. answer_s: for an answer in one piece.
-    """
-
-    connect_s: float = 10.0
-    card_s: float = 30.0
-    stall_s: float = 120.0
-    answer_s: float = 600.0
+__all__ = ["NodeClient", "NodeTimeouts", "seal"]
 
 
 def seal(
@@ -138,7 +116,7 @@ class NodeClient:
         """
         async with self._card_lock:
             if self._card is None:
-                card = await _get_card(self._open_session(), self._address, self._timeouts)
+                card = await get_card(self._open_session(), self._address, self._timeouts)
                 verify_card(card, self._codec)
                 self._card = card
             return self._card
@@ -149,7 +127,7 @@ class NodeClient:
         now_s, stall_s = asyncio.get_running_loop().time, self._timeouts.stall_s
         async with self._post(ask, stream=True) as response:
             progress_s = now_s()
-            with _network_faults(stall_s):
+            with network_faults(stall_s):
                 while not answers.complete:
                     data = await response.content.readany()
                     if not data:
@@ -160,7 +138,7 @@ class NodeClient:
                         yield deltas
                     elif now_s() - progress_s > stall_s:
                         raise StallError(f"no token from the node for {stall_s:.0f} s")
-            await _hear_out(response)
+            await hear_out(response)
 
     async def complete(self, ask: Ask) -> list[Delta]:
         """The whole answers: one `Delta` each, or many where they could be long."""
@@ -172,8 +150,8 @@ class NodeClient:
                         return [delta async for batch in batches for delta in batch]
                 answers = AnswerReader(ask, self._codec)
                 async with self._post(ask, stream=False) as response:
-                    with _network_faults(self._timeouts.answer_s):
-                        return answers.whole(await _read_body(response, limit_bytes))
+                    with network_faults(self._timeouts.answer_s):
+                        return answers.whole(await read_body(response, limit_bytes))
         except TimeoutError as error:
             self._card = None
             raise StallError(f"no answer within {self._timeouts.answer_s:.0f} s") from error
@@ -193,12 +171,10 @@ class NodeClient:
         try:
             response = await self._send(body, stream=stream)
             try:
-                with _network_faults(self._silence_s(stream=stream)):
+                with network_faults(self._silence_s(stream=stream)):
                     if response.status == 400:
-                        raise NodeRefusal(
-                            f"the node refuses the request: {await _reason(response)}"
-                        )
-                    await _check_status(response)
+                        raise NodeRefusal(f"the node refuses the request: {await reason(response)}")
+                    await check_status(response)
                 yield response
             finally:
                 # Half-read answers close the connection; complete ones have given it back.
@@ -220,7 +196,7 @@ class NodeClient:
             ),
             allow_redirects=False,
         )
-        with _network_faults(silence_s):
+        with network_faults(silence_s):
             try:
                 return await post()
             except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
@@ -238,104 +214,3 @@ class NodeClient:
         if self._session is None:
             raise RuntimeError("NodeClient is used outside of `async with`")
         return self._session
-
-
-def verify_card(card: NodeCard, codec: IdCodec) -> None:
-    """Raise VerificationError unless the node serves the checkpoint that the codec belongs to."""
-    manifest = card.manifest
-    if manifest.fingerprint != codec.fingerprint:
-        raise VerificationError(
-            f"the node serves a checkpoint of another key or model: its fingerprint is "
-            f"{manifest.fingerprint}, expected {codec.fingerprint}"
-        )
-    if manifest.vocab_size != codec.vocab_size:
-        raise VerificationError(
-            f"the node's vocabulary has {manifest.vocab_size} ids, expected {codec.vocab_size}"
-        )
-
-
-def open_session(address: NodeAddress) -> aiohttp.ClientSession:
-    """A pool of connections to one node: pinned, without cookies, redirects or the
-    environment's proxies.
-    """
-    pin = aiohttp.Fingerprint(address.pin) if address.pin is not None else True
-    key = {} if address.api_key is None else {"Authorization": f"Bearer {address.api_key}"}
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=pin, limit=0),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers=_HEADERS | key,
-        auto_decompress=False,
-    )
-
-
-async def _get_card(
-    session: aiohttp.ClientSession, address: NodeAddress, timeouts: NodeTimeouts
-) -> NodeCard:
-    limit = aiohttp.ClientTimeout(sock_connect=timeouts.connect_s, total=timeouts.card_s)
-    with _network_faults(timeouts.card_s):
-        url = address.url + MODELS_PATH
-        async with session.get(url, timeout=limit, allow_redirects=False) as response:
-            await _check_status(response)
-            return decode_card(await _read_body(response, _CARD_BYTES))
-
-
-async def _check_status(response: aiohttp.ClientResponse) -> None:
-    """Raise what a status other than 200 means."""
-    if response.status == 200:
-        if "Content-Encoding" in response.headers:
-            raise PeerError("the node compresses its answer, which was not asked for")
-        return
-    if response.status == 429:
-        wait = response.headers.get("Retry-After", "")
-        wait_s = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 5 else 1.0
-        raise BusyError("the node's queue is full", retry_after_s=wait_s)
-    if response.status in _UNAVAILABLE:
-        raise TransportError(f"the node is not available now: status {response.status}")
-    raise PeerError(f"the node answered with status {response.status}: {await _reason(response)}")
-
-
-async def _reason(response: aiohttp.ClientResponse) -> str:
-    return reported_error(await response.content.read(_ERROR_BYTES))
-
-
-async def _read_body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
-    body = bytearray()
-    async for data in response.content.iter_any():
-        body += data
-        if len(body) > limit_bytes:
-            raise PeerError(f"the node's answer is longer than {limit_bytes} bytes")
-    return bytes(body)
-
-
-async def _hear_out(response: aiohttp.ClientResponse) -> None:
-    """Read a finished stream to its end, so that its connection can serve the next request.
-
-    The answer is complete: whatever happens now only decides whether the connection is kept.
-    """
-    n_bytes = 0
-    try:
-        async with asyncio.timeout(_FAREWELL_S):
-            while n_bytes <= _FAREWELL_BYTES and (data := await response.content.readany()):
-                n_bytes += len(data)
-    except (TimeoutError, aiohttp.ClientError):
-        return
-
-
-@contextmanager
-def _network_faults(silence_s: float) -> Iterator[None]:
-    """Say of each of aiohttp's errors whose fault it is. silence_s: the limit in force."""
-    try:
-        yield
-    except aiohttp.ServerFingerprintMismatch as error:
-        raise VerificationError(
-            f"the node's certificate is sha256:{error.got.hex()}, "
-            f"expected sha256:{error.expected.hex()}"
-        ) from error
-    except aiohttp.ConnectionTimeoutError as error:
-        raise StallError("no connection to the node in time") from error
-    except (aiohttp.ServerTimeoutError, TimeoutError) as error:
-        raise StallError(f"nothing from the node for {silence_s:.0f} s") from error
-    except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
-        raise TransportError(f"the connection to the node failed: {printable(error)}") from error
-    except aiohttp.ClientError as error:
-        raise PeerError(f"the node does not speak HTTP properly: {printable(error)}") from error

@@ -29,8 +29,7 @@ from veilrun.serve.guards import (
     guards,
     read_json,
 )
-from veilrun.serve.kit import Kit
-from veilrun.serve.node_client import NodeClient
+from veilrun.serve.kit import Kit, Node
 from veilrun.serve.openai_errors import RequestFault
 from veilrun.serve.openai_requests import (
     ChatRequest,
@@ -95,7 +94,7 @@ class _Job:
 
 
 def create_app(
-    kit: Kit, text_side: TextSide, node: NodeClient, settings: ProxySettings
+    kit: Kit, text_side: TextSide, node: Node, settings: ProxySettings
 ) -> web.Application:
     """The proxy as an aiohttp application; `node` is open and stays the caller's to close.
 
@@ -122,7 +121,7 @@ def create_app(
 class _Proxy:
     """The handlers."""
 
-    def __init__(self, kit: Kit, text_side: TextSide, node: NodeClient) -> None:
+    def __init__(self, kit: Kit, text_side: TextSide, node: Node) -> None:
         self._kit = kit
         self._text_side = text_side
         self._node = node

@@ -22,7 +22,9 @@ from typing import Final
 from aiohttp import web
 
 from veilrun.errors import RefusedError, UsageError
+from veilrun.serve.ends import load_ends
 from veilrun.serve.kit import Kit
+from veilrun.serve.middle_client import MiddleClient
 from veilrun.serve.node_address import NodeAddress
 from veilrun.serve.node_client import NodeClient, NodeTimeouts
 from veilrun.serve.proxy import ProxySettings, create_app
@@ -89,7 +91,7 @@ async def run_proxy(
     """
     verify_listener(listener)
     identity = _identity(listener)
-    async with NodeClient(address, kit.codec, kit.eos_token_ids, timeouts) as node:
+    async with _client(kit, address, timeouts) as node:
         await node.card()
         text_side = load_text_side(kit.tokenizer_folder, kit.name)
         # The libraries' half a million objects live as long as we do; a collection that walks
@@ -115,6 +117,16 @@ async def run_proxy(
             await stop.wait()
         finally:
             await runner.cleanup()
+
+
+def _client(
+    kit: Kit, address: NodeAddress, timeouts: NodeTimeouts | None
+) -> NodeClient | MiddleClient:
+    """The way to the node; a kit with embedding and head computes with them itself."""
+    if kit.ends_file is None:
+        return NodeClient(address, kit.codec, kit.eos_token_ids, timeouts)
+    ends = load_ends(kit.ends_file, kit.codec)
+    return MiddleClient(address, kit.codec, kit.eos_token_ids, ends, timeouts)
 
 
 def _identity(listener: Listener) -> Identity | None:

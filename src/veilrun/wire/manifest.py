@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal, cast, get_args
 
 from veilrun.errors import DecodeError
 from veilrun.wire import fields
@@ -23,6 +24,9 @@ _FORMAT = "veilrun-encrypted-checkpoint"
 _VERSION = 1
 _HEX = re.compile(r"[0-9a-f]+")
 
+Ends = Literal["node", "client"]
+"""Who holds embedding and head; without them a node serves the middle of a model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -32,12 +36,14 @@ class Manifest:
     fingerprint: 32 hex digits, a keyed hash of key and plain model; proves neither to others.
     vocab_size: ids go from 0 to vocab_size - 1.
     weights_root: Merkle root of the *encrypted* weights, 64 hex digits.
+    ends: who holds embedding and head.
     """
 
     mode: str
     fingerprint: str
     vocab_size: int
     weights_root: str
+    ends: Ends = "node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,10 @@ def decode_card(body: bytes) -> NodeCard:
 
 
 def _manifest_to_json(manifest: Manifest) -> dict[str, object]:
-    return {"format": _FORMAT, "version": _VERSION, **asdict(manifest)}
+    body = asdict(manifest)
+    if manifest.ends == "node":
+        del body["ends"]  # the default, and what readers without the word take for granted
+    return {"format": _FORMAT, "version": _VERSION, **body}
 
 
 def _manifest(body: Mapping[str, object]) -> Manifest:
@@ -104,6 +113,7 @@ def _manifest(body: Mapping[str, object]) -> Manifest:
         fingerprint=manifest.take("fingerprint", _hex(32)),
         vocab_size=manifest.take("vocab_size", fields.within(1, 2**31)),
         weights_root=manifest.take("weights_root", _hex(64)),
+        ends=cast(Ends, manifest.take("ends", fields.one_of(*get_args(Ends)), "node")),
     )
     manifest.finish()
     return result

@@ -150,6 +150,16 @@ class Family:
         """Whether some norm's gain goes on into the residual stream."""
         return any(isinstance(row, Norm) and row.carried for row in self.rows)
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether all of the model between embedding and head is a function of the embedding's
+        rows alone, with RMSNorms that linear modules read.
+        """
+        # Gemma scales the rows, and caps the head's scores; the others number the positions.
+        return all(
+            row.kind == "rms" and not row.carried for row in self.rows if isinstance(row, Norm)
+        )
+
     def __post_init__(self) -> None:
         read = {row.after for row in self.rows if isinstance(row, Linear)} - {None}
         for row in self.rows:

@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from veilrun.cli.attest import attest
+from veilrun.cli.audit import audit
 from veilrun.cli.chat import chat
 from veilrun.cli.check import check
 from veilrun.cli.demo import demo
@@ -30,11 +32,17 @@ Your side holds the key and the text; their side computes on encrypted tokens.
   veilrun encrypt MODEL out --key my.key
   veilrun check MODEL out --key my.key
 
+[bold]Measure it[/]   what every attacker learns, on a card to keep beside the model
+  veilrun audit out --base MODEL --key my.key
+
 [bold]Serve it[/]   on their machine, which never sees text
   veilrun node out
 
 [bold]Use it[/]   on yours, with any OpenAI client at http://127.0.0.1:8080/v1
   veilrun proxy --key my.key --node URL --pin PIN
+
+[bold]Know their machine[/]   its CPU's, GPUs' and TPM's word for it, verified offline
+  veilrun attest EVIDENCE --policy mine.toml
 
 [bold]Share it among three[/]   a BERT-like model; no machine sees both the text and the weights
   veilrun mpc quantise MODEL out --calibrate texts.txt
@@ -57,6 +65,8 @@ app.command(rich_help_panel="Start here")(demo)
 app.command(rich_help_panel=_YOURS)(keygen)
 app.command(rich_help_panel=_YOURS)(encrypt)
 app.command(rich_help_panel=_YOURS)(check)
+app.command(rich_help_panel=_YOURS)(audit)
+app.command(rich_help_panel=_YOURS)(attest)
 app.command(rich_help_panel=_YOURS)(proxy)
 app.command(rich_help_panel=_YOURS)(chat)
 app.command(rich_help_panel=_THEIRS)(node)

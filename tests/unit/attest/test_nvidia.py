@@ -7,10 +7,10 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import pytest
-
 import nvidia_rig
+import pytest
 from nvidia_rig import AT, data, endorsements
+
 from veilrun.attest.chains import verified_chain, verify_chain
 from veilrun.attest.checks import CheckLog
 from veilrun.attest.claims import Kind

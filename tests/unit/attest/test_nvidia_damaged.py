@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from nvidia_rig import AT, data, endorsements
+
 from veilrun.attest.checks import CheckLog
 from veilrun.attest.endorsements import Endorsements
 from veilrun.attest.nvidia import authenticate, evidence, manifest, service

@@ -20,8 +20,8 @@ from typing import Final
 _WIDTH: Final = 760
 _LEFT, _RIGHT = 170, 150  # room for names, and for values
 _ROW, _BAR, _HEADING, _TOP, _BOTTOM = 24, 16, 30, 44, 30
-_COLOURS: Final = ("#2f81f7", "#d29922", "#a371f7", "#3fb950", "#f85149")  # on white and on black
-_STYLE: Final = """
+COLOURS: Final = ("#2f81f7", "#d29922", "#a371f7", "#3fb950", "#f85149")  # on white and on black
+STYLE: Final = """
     text { font: 13px system-ui, sans-serif; fill: #24292f }
     .title { font-size: 15px; font-weight: 600 }
     .group { font-weight: 600 }
@@ -63,19 +63,19 @@ def bars(title: str, groups: Sequence[Group]) -> str:
     low = math.floor(math.log10(min(values)))
     high = max(math.ceil(math.log10(max(values))), low + 1)
     names = list(dict.fromkeys(bar.name for group in groups for bar in group.bars))
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     bottom = _TOP + sum(_HEADING + _ROW * len(group.bars) for group in groups)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {bottom + _BOTTOM}" '
         f'width="{_WIDTH}" height="{bottom + _BOTTOM}" role="img">',
         f"<title>{escape(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        _text(12, 24, title, "title"),
+        f"<style>{STYLE}</style>",
+        text(12, 24, title, "title"),
         *_scale(low, high, bottom),
     ]
     y = _TOP
     for group in groups:
-        parts.append(_text(12, y + 20, group.heading, "group"))
+        parts.append(text(12, y + 20, group.heading, "group"))
         y += _HEADING
         for bar in group.bars:
             end = max(_place(bar.value, low, high), _LEFT + 2.0)  # the least can still be seen
@@ -90,10 +90,10 @@ def _bar(bar: Bar, y: int, end: float, colour: str) -> str:
         [
             "<g>",
             f"<title>{escape(bar.name)}: {escape(bar.words)}</title>",
-            _text(_LEFT - 8, middle, bar.name, "name", "end"),
+            text(_LEFT - 8, middle, bar.name, "name", "end"),
             f'<rect x="{_LEFT}" y="{y}" width="{end - _LEFT:.1f}" height="{_BAR}" rx="2" '
             f'fill="{colour}"/>',
-            _text(end + 6, middle, bar.words, "value"),
+            text(end + 6, middle, bar.words, "value"),
             "</g>",
         ]
     )
@@ -107,7 +107,7 @@ def _scale(low: int, high: int, bottom: int) -> list[str]:
         number = f"{10.0**power:,.{max(-power, 0)}f}"
         parts += [
             f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}"/>',
-            _text(x, bottom + 16, number, "tick", "middle"),
+            text(x, bottom + 16, number, "tick", "middle"),
         ]
     return parts
 
@@ -117,6 +117,7 @@ def _place(value: float, low: int, high: int) -> float:
     return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
 
-def _text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> str:
+def text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> str:
+    """Words at a place; anchor: which end of them."""
     place = f'x="{x:.1f}" y="{y:.1f}"'
     return f'<text {place} class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'

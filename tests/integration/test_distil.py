@@ -21,6 +21,7 @@ import transformers
 from veilrun.mpc import inference
 from veilrun.mpc.inference import TwinModel
 from veilrun.mpc.model import binary, files
+from veilrun.mpc.model.architecture import Norm
 from veilrun.mpc.model.entry import Tokenizer, entry_of
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
@@ -85,6 +86,54 @@ def test_training_moves_the_signs(scripts):
     assert (network.layers[0].qkv.export().is_positive != before.is_positive).any()
 
 
+def test_a_channel_that_holds_whole_rows_does_not_blow_them_up(scripts, monkeypatch):
+    random, d = np.random.default_rng(0), 32
+    rows = random.standard_normal((200, d))
+    rows[:20, 3] = 300.0  # rows like those of [CLS]
+    rows -= rows.mean(-1, keepdims=True)
+    rows /= np.sqrt(np.square(rows).mean(-1, keepdims=True))
+    gain = random.uniform(0.2, 3.0, d).astype(np.float32)
+    gain[3] = 0.01
+    norm = Norm(gain, np.zeros(d, np.float32), 1e-12)
+    reader = random.standard_normal((d, 3 * d)).astype(np.float32)
+    peaks = np.array([5.0 if at != 3 else 5.6 for at in range(d)])
+    for peak, is_kept in ((5.5, True), (6.0, False)):
+        monkeypatch.setattr(scripts.warm_start, "PEAK", peak)
+        scale = scripts.warm_start.coordinates(norm, reader, peaks).scale
+        size = np.sqrt(np.square(scale).mean())
+        blown = size / np.sqrt(np.square(rows * scale).mean(-1))
+        assert (blown[:20].max() < 1.1) == is_kept
+        assert is_kept or blown[:20].min() > 2
+        assert 0.5 < blown[20:].min() and blown[20:].max() < 2
+
+
+def test_only_what_is_beyond_a_window_is_penalised(scripts):
+    mask = torch.tensor([[1.0, 1.0, 0.0]])
+    x = torch.tensor([[[0.5, -0.9], [1.0, -2.0], [9.0, 9.0]]], requires_grad=True)
+    run = scripts.binary_network.Run(scripts.binary_parts.Rounding(None), 1.0, mask)
+    run.penalise(x, 1.0)
+    run.penalty.backward()
+    assert run.penalty.item() == pytest.approx(np.log(2) / 2)  # one value at twice, of two tokens
+    assert [tuple(at) for at in x.grad.nonzero().tolist()] == [(0, 1, 1)]
+    assert x.grad[0, 1, 1] < 0
+
+
+def test_a_row_sum_beyond_its_window_learns_even_where_all_scores_are_cut(scripts):
+    shape = rig.architecture()
+    texts = rig.texts(shape, 4)
+    start = scripts.warm_start.warm_start(rig.float_model(shape), texts)
+    layer = scripts.binary_network.BinaryNetwork(start).layers[0]
+    length = len(texts[0])
+    top = binary.EXP_WINDOW / 2 * scripts.binary_network.SCORES_PER_NAT
+    scores = torch.full((1, shape.n_heads, length, length), top, requires_grad=True)
+    seen = torch.ones(1, length)
+    run = scripts.binary_network.Run(scripts.binary_parts.Rounding(None), 1.0, seen)
+    layer._centre_sums(scores, seen[:, None, None, :], run)
+    assert run.penalty > 0
+    run.penalty.backward()
+    assert (scores.grad > 0).all()
+
+
 def checkpoint(folder: Path) -> Path:
     """A small classifier, untrained, with a tokenizer of a few words."""
     torch.manual_seed(1)
@@ -138,6 +187,8 @@ def test_the_script_writes_a_model_that_loads(tmp_path: Path):
     assert (said["n_sentences"], said["n_dev"], said["epochs"]) == (96, 40, 1)
     for name in ("float_accuracy", "network_accuracy", "twin_accuracy"):
         assert 0 <= said[name] <= 1
+    assert sum(said["overflows"].values()) == said["n_overflows"]
+    assert (said["n_overflowed_sentences"] > 0) == (said["n_overflows"] > 0)
     model = files.load(tmp_path / "out")
     assert model.public.profile.name == "w1a4"
     for name, matrix in model.private.matrices.items():

@@ -29,6 +29,9 @@ class Runs(Protocol):
     def states(self, ids: Sequence[Ids], depth: int) -> list[npt.NDArray[np.float32]]:
         """Of each text: [positions, hidden], the residual stream that enters layer `depth`."""
 
+    def next_states(self, prefix: Ids, candidates: Ids, depth: int) -> npt.NDArray[np.float32]:
+        """[candidates, hidden]: what enters layer `depth` where each candidate follows `prefix`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -65,6 +68,14 @@ class Holdings:
     base: Model | None = None
     copies: Sequence[Model] = ()
     pairs: Pairs | None = None
+
+    @property
+    def public_text(self) -> Sequence[Ids]:
+        """The corpus nearest to the traffic. Raises LookupError if there is none."""
+        for name in ("same", "domain", "foreign"):
+            if self.corpora.get(name):
+                return self.corpora[name]
+        raise LookupError("this attacker has no public text")
 
     @property
     def tables(self) -> tuple[Weights, Weights]:

@@ -25,6 +25,11 @@ class Level(StrEnum):
         """What the attacker has, for people."""
         return _HOLDS[self]
 
+    @property
+    def includes(self) -> tuple[Level, ...]:
+        """The levels whose attacks this attacker can make too; the last is its own."""
+        return _INCLUDES[self]
+
 
 _HOLDS = {
     Level.WIRE: (
@@ -41,4 +46,13 @@ _HOLDS = {
         "two encrypted copies of one model under different keys (two nodes that collude, or one "
         "that was given a re-keyed copy), and the public weights"
     ),
+}
+
+_INCLUDES = {
+    Level.WIRE: (Level.WIRE,),
+    Level.HOST: (Level.WIRE, Level.HOST),
+    Level.BASE: (Level.WIRE, Level.HOST, Level.BASE),
+    Level.PAIRS: (Level.WIRE, Level.HOST, Level.BASE, Level.PAIRS),
+    Level.FINE_TUNE: (Level.WIRE, Level.HOST, Level.FINE_TUNE),
+    Level.TWO_HOSTS: (Level.WIRE, Level.HOST, Level.BASE, Level.TWO_HOSTS),
 }

@@ -6,12 +6,15 @@ All functions work in blocks, so memory grows with the tables and not with their
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
 from veilrun.attacks.weights import Ids, Table
 
-_BLOCK = 2048
+_BLOCK: Final = 512
+_STRETCH: Final = 64
+"""Scores whose largest is found first, when a few of many are wanted."""
 
 
 def nearest(rows: Table, among: Table, k: int = 1) -> tuple[Ids, Table]:
@@ -29,6 +32,22 @@ def nearest_by_cosine(rows: Table, among: Table, k: int = 1) -> tuple[Ids, Table
     """The k rows of `among` with the largest cosine, and their cosines [n, k]."""
     directions = unit(among)
     return _best(unit(rows), k, len(among), lambda block: block @ directions.T)
+
+
+def nearest_by_direction(rows: Table, among: Table, k: int = 1) -> tuple[Ids, Table]:
+    """The k rows of `among` with the largest |cosine|, and these [n, k]."""
+    directions = unit(among)
+    return _best(unit(rows), k, len(among), lambda block: np.abs(block @ directions.T))
+
+
+def sorted_magnitudes(table: Table, n: int = 64) -> Table:
+    """[rows, n]: n of each row's magnitudes, evenly spaced among the sorted ones.
+
+    They still compare where an expanded key has added columns.
+    """
+    magnitudes = np.sort(np.abs(table), axis=1)
+    places = np.linspace(0, table.shape[1] - 1, n).round().astype(int)
+    return magnitudes[:, places]
 
 
 def unit(rows: Table) -> Table:
@@ -51,13 +70,32 @@ def _best(rows: Table, k: int, m: int, score: Callable[[Table], Table]) -> tuple
     scores = np.empty((len(rows), k))
     for start in range(0, len(rows), _BLOCK):
         block = score(rows[start : start + _BLOCK])
-        part = (
-            np.argpartition(-block, k - 1, axis=1)[:, :k]
-            if k < m
-            else np.tile(np.arange(m), (len(block), 1))
-        )
+        part = _largest(block, k)
         values = np.take_along_axis(block, part, 1)
         order = np.argsort(-values, axis=1, kind="stable")
         found[start : start + _BLOCK] = np.take_along_axis(part, order, 1)
         scores[start : start + _BLOCK] = np.take_along_axis(values, order, 1)
     return found, scores
+
+
+def _largest(scores: Table, k: int) -> Ids:
+    """[n, k]: where the k largest scores of each row are, in no order.
+
+    They stand in the k stretches with the largest maxima, so only these are searched.
+    """
+    m = scores.shape[1]
+    starts = np.arange(0, m, _STRETCH)
+    if len(starts) <= k:
+        return _top(scores, k)
+    stretches = _top(np.maximum.reduceat(scores, starts, axis=1), k)
+    columns = (starts[stretches][:, :, None] + np.arange(_STRETCH)).reshape(len(scores), -1)
+    values = np.take_along_axis(scores, np.minimum(columns, m - 1), 1)
+    values[columns >= m] = -np.inf
+    return np.take_along_axis(columns, _top(values, k), 1)
+
+
+def _top(scores: Table, k: int) -> Ids:
+    if k == 1:
+        largest: Ids = scores.argmax(1)[:, None]
+        return largest
+    return np.argpartition(scores, -k, axis=1)[:, -k:]

@@ -74,7 +74,11 @@ def score(finding: Finding, subject: Subject, have: Holdings) -> Score:
             hits = [
                 guess == text for guess, text in zip(finding.texts, subject.secret, strict=True)
             ]
-            in_words = _in_words(finding.texts, subject)
+            parts = zip(finding.texts, subject.secret, finding.tried, strict=True)
+            in_words = _in_words(
+                [(guess[where], text[where]) for guess, text, where in parts if where.any()],
+                subject,
+            )
             return Score(tokens=_rate(hits, tried), bleu=in_words[0], names=in_words[1])
         case Kinship():
             return Score(kinship=finding.similarity / finding.threshold)
@@ -100,7 +104,8 @@ def _score_substitution(finding: Substitution, subject: Subject, have: Holdings)
     table = finding.candidates[:, 0].copy()
     for cipher, plain in known.items():
         table[cipher] = plain
-    in_words = _in_words([table[text] for text in have.traffic], subject)
+    texts = zip(have.traffic, subject.secret, strict=True)
+    in_words = _in_words([(table[cipher], text) for cipher, text in texts], subject)
     return Score(
         tokens=among[1],
         top_10=among.get(10),
@@ -132,6 +137,7 @@ def _rate(hits: Sequence[Marks], tried: Sequence[Marks]) -> Rate:
     else:
         right = np.array([hit[where].sum() for hit, where in zip(hits, tried, strict=True)], float)
         total = np.array([where.sum() for where in tried], float)
+        right, total = right[total > 0], total[total > 0]
     n = int(total.sum())
     if n == 0:
         return Rate(0.0, 0.0, 1.0, 0)
@@ -146,10 +152,10 @@ def _shares(right: Table, total: Table) -> Table:
     return right / np.maximum(total, 1.0)
 
 
-def _in_words(guesses: Sequence[Ids], subject: Subject) -> tuple[float, float | None]:
-    """BLEU and names of the texts in words."""
+def _in_words(texts: Sequence[tuple[Ids, Ids]], subject: Subject) -> tuple[float, float | None]:
+    """BLEU and names of (recovered, secret) texts in words."""
     pairs = []
-    for guess, secret in zip(guesses, subject.secret, strict=True):
+    for guess, secret in texts:
         kept = guess[guess != NOBODY]
         pairs.append((subject.words(kept.tolist()), subject.words(secret.tolist())))
     return bleu(pairs), _names(pairs)

@@ -42,6 +42,7 @@ class TestKit:
     name: str = MODEL
     max_model_len: int = 512
     eos_token_ids: tuple[int, ...] = (EOS_ID,)
+    ends_file: Path | None = None
 
 
 @dataclass(frozen=True, repr=False)

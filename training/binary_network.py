@@ -11,6 +11,7 @@ nothing is rounded again.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,8 +32,11 @@ GELU_STEPS = 2.0**W1A4.gelu_fraction
 CONTEXT_STEPS = 2.0**binary.CONTEXT_FRACTION  # per 1 of an attention value
 SCORE_SHIFT = RINGS.linear - RINGS.scores
 SCORES_PER_NAT = 2.0**RINGS.scores / binary.EXP_WINDOW
-SUM_NATS = (5.0, 6.9)  # what the sum of e^s may be, before s stops at the table's top
-ROOM = 0.8  # the part of a window that training keeps values within
+SCORE_UNIT = 32 * SCORES_PER_NAT  # of a head's constant, which must move further than weights
+SPARE = 20  # steps of scores, 0.4 nats; a row sum just past its end comes back near 0
+SUM_NATS = (5.0, 7.0)  # what the sum of e^s should be, before s stops at the table's top
+ROOM = 0.7  # the part of a window that training keeps values within
+MOST_NATS = binary.EXP_TOP + 1.8 + math.log(ROOM)  # 1.8: the room above the top in the table
 
 Start = tuple[np.ndarray, np.ndarray, np.ndarray | float]
 
@@ -79,7 +83,8 @@ class Norm(nn.Module):
 class Run:
     """One pass. mask: [B, L], 1 where there is a token. rows: normalised, after every norm.
 
-    penalty: for values beyond their windows, per token.
+    penalty: for values beyond their windows, per token. spread: for row sums that are far from
+    where their grid is fine, likewise.
     """
 
     rounding: Rounding
@@ -87,16 +92,25 @@ class Run:
     mask: Tensor
     rows: list[Tensor] = field(default_factory=list)
     penalty: Tensor | float = 0.0
+    spread: Tensor | float = 0.0
 
     def rounded(self, z: Tensor, shift: int) -> Tensor:
         return Rounded.apply(z, 2.0**-shift, self.rounding.noise(z))
 
     def penalise(self, x: Tensor, limit: float) -> None:
-        """x: [B, L, ...] or [B, H, L, ...]."""
+        """Keep every value within a limit. x: [B, L, ...] or [B, H, L, ...]."""
         if torch.is_grad_enabled():
-            excess = (x.abs() / limit - 1).relu().log1p()
-            rows = excess.sum(-1) if x.dim() == 3 else excess.sum((1, 3))
-            self.penalty = self.penalty + (rows * self.mask).sum() / self.mask.sum()
+            self.penalty = self.penalty + self._beyond(x, limit)
+
+    def centre(self, x: Tensor, limit: float) -> None:
+        """The same of what only should be within it."""
+        if torch.is_grad_enabled():
+            self.spread = self.spread + self._beyond(x, limit)
+
+    def _beyond(self, x: Tensor, limit: float) -> Tensor:
+        excess = (x.abs() / limit - 1).relu().log1p()
+        rows = excess.sum(-1) if x.dim() == 3 else excess.sum((1, 3))
+        return (rows * self.mask).sum() / self.mask.sum()
 
 
 class Layer(nn.Module):
@@ -108,7 +122,7 @@ class Layer(nn.Module):
         self.n_heads = n_heads
         self.neurons, self.gelu_windows = start.neurons, start.gelu_windows
         self.qkv = SignLinear(*start.qkv, X_STEPS)
-        self.score = nn.Parameter(torch.tensor(start.score / SCORES_PER_NAT, dtype=torch.float32))
+        self.score = nn.Parameter(torch.tensor(start.score / SCORE_UNIT, dtype=torch.float32))
         self.out = SignLinear(*start.out, start.value_unit * CONTEXT_STEPS)
         self.gain_1 = Gain(start.gain_1, float(start.out[2]) / X_STEPS)
         self.up = SignLinear(*start.up, X_STEPS)
@@ -136,12 +150,13 @@ class Layer(nn.Module):
         z = self.qkv(x, run.share)
         qk = run.rounded(z[..., : 2 * width], SCORE_SHIFT)
         v = run.rounded(z[..., 2 * width :], W1A4.values_shift)
+        run.penalise(v, ROOM * 2.0 ** (RINGS.values - 2))
         q, k = qk.view(n, length, 2, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         v = v.view(n, length, self.n_heads, -1).transpose(1, 2)
         seen = run.mask[:, None, None, :]
         scores = q @ k.transpose(2, 3) + self.whole_score()[:, None, None]
         run.penalise(scores * seen, ROOM * 2.0 ** (RINGS.scores - 1))
-        self._penalise_sums(scores, seen, run)
+        self._centre_sums(scores, seen, run)
         e = self.exp(scores, run.rounding) * seen
         reciprocal = self.reciprocal(e.sum(-1, keepdim=True), run.rounding)
         context = e @ v
@@ -151,13 +166,14 @@ class Layer(nn.Module):
 
     def whole_score(self) -> Tensor:
         half = torch.tensor(0.5, dtype=self.score.dtype)
-        return Rounded.apply(self.score, SCORES_PER_NAT, half)
+        return Rounded.apply(self.score, SCORE_UNIT, half)
 
-    def _penalise_sums(self, scores: Tensor, seen: Tensor, run: Run) -> None:
-        nats = scores / SCORES_PER_NAT + torch.log(seen)
+    def _centre_sums(self, scores: Tensor, seen: Tensor, run: Run) -> None:
+        """Of e^s as it would be without an end, which tells where to go even beyond it."""
+        nats = (scores / SCORES_PER_NAT + torch.log(seen)).logsumexp(-1, keepdim=True)
         low, high = SUM_NATS
-        sums = nats.logsumexp(-1, keepdim=True) - (low + high) / 2
-        run.penalise(sums, (high - low) / 2)
+        run.centre(nats - (low + high) / 2, (high - low) / 2)
+        run.penalise((nats - MOST_NATS).relu() + 1, 1.0)
 
     def export(self) -> BinaryLayer:
         return BinaryLayer(
@@ -232,6 +248,12 @@ class BinaryNetwork(nn.Module):
         run.penalise(z.expand(-1, x.shape[1], -1), ROOM * 2.0 ** (WINDOWS.head - 1))
         logits: Tensor = self.head_out(self.head(z[:, 0], run.rounding))
         return logits
+
+    @torch.no_grad()
+    def lower_row_sums(self) -> None:
+        """Make room for sums larger than training saw; softmax does not see it."""
+        for layer in self.layers:
+            layer.score -= SPARE / SCORE_UNIT
 
     def export(self, max_tokens: int, n_sentences: int) -> BinaryModel:
         return BinaryModel(

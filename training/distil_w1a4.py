@@ -7,6 +7,8 @@ MODEL is a folder of `finetune_sst2.py`; OUT becomes a quantised model of the pr
 trained in the integers of the protocol (`binary_network`): first its activations are whole
 numbers and its weights are not; then the weights go over to signs and levels, step by step.
 It learns from the float model: from its logits, and from its rows after every norm.
+A value that leaves its window wraps in the protocol, which training does not show: beyond a part
+of its window each value costs, and the more the further weights have become signs.
 
 `dev.tsv` is only ever read to report. `--small` is the quick run for tests.
 
@@ -24,6 +26,7 @@ import logging
 import math
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,13 +65,19 @@ class Recipe:
     signs: float = 0.6  # share of the run after which they are nothing else
     cropped: float = 0.5  # share of the sentences of which only a part is shown
     rows: float = 2.0  # weight of the rows' error, beside that of the logits
-    windows: float = 0.02  # weight of what is beyond a window
+    sums: float = 0.02  # weight of row sums far from where their grid is fine
+    windows: float = 1.0  # weight of what is beyond a window, once weights are signs
+    real_windows: float = 0.1  # the same before they begin to be
     measured: int = 200  # sentences that the start is measured on
     seed: int = 1
 
     def share(self, done: float) -> float:
         """How far weights have become signs, at this share of the run."""
         return min(max((done - self.real) / (self.signs - self.real), 0.0), 1.0)
+
+    def window_weight(self, done: float) -> float:
+        """A value beyond its window spoils an answer, so it must not pay for a better row."""
+        return self.real_windows * (self.windows / self.real_windows) ** self.share(done)
 
 
 SMALL = Recipe(epochs=1, measured=20)
@@ -116,8 +125,8 @@ def cropped(ids: list[int], random: np.random.Generator) -> list[int]:
 
 def losses(
     network: BinaryNetwork, teacher: Teacher, batch: dict[str, Tensor], run: Run
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the logits, of the rows, and of what is beyond a window."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the logits, of the rows, of row sums, and of what is beyond a window."""
     expected, rows = teacher(batch)
     logits = network(batch["input_ids"], run) / network.output_scale
     of_logits = functional.kl_div(
@@ -127,7 +136,8 @@ def losses(
         ((ours - theirs).square().mean(-1) * run.mask).sum() / run.mask.sum()
         for ours, theirs in zip(run.rows[1:], rows[1:], strict=True)
     ]
-    return of_logits, torch.stack(errors).mean(), torch.as_tensor(run.penalty)
+    of_rows = torch.stack(errors).mean()
+    return of_logits, of_rows, torch.as_tensor(run.spread), torch.as_tensor(run.penalty)
 
 
 def train(
@@ -160,9 +170,11 @@ def train(
             if random.random() < recipe.cropped:
                 part = replace(part, ids=[cropped(row, random) for row in part.ids])
             batch = part.batch(list(range(len(places))), PAD)
-            run = Run(rounding, recipe.share(step / n_steps), batch["attention_mask"].float())
-            of_logits, of_rows, of_windows = losses(network, teacher, batch, run)
-            loss = of_logits + recipe.rows * of_rows + recipe.windows * of_windows
+            done = step / n_steps
+            run = Run(rounding, recipe.share(done), batch["attention_mask"].float())
+            of_logits, of_rows, of_sums, of_windows = losses(network, teacher, batch, run)
+            loss = of_logits + recipe.rows * of_rows + recipe.sums * of_sums
+            loss = loss + recipe.window_weight(done) * of_windows
             loss.backward()  # type: ignore[no-untyped-call]  # not annotated in torch
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
@@ -189,17 +201,22 @@ def network_accuracy(network: BinaryNetwork, sentences: Sentences, seed: int) ->
 
 def twin_accuracy(
     model: QuantisedModel, sentences: Sentences, seed: int, console: Console
-) -> tuple[float, int]:
-    """The same of the protocol's twin, and how many values left their range on the way."""
+) -> tuple[float, int, Counter[str]]:
+    """The same of the protocol's twin; on how many sentences values left their range on the way,
+    and how many values did, by place.
+    """
     twin, low_bits = TwinModel(model), uniform_low_bits(seed)
-    right = n_overflows = 0
+    right = n_outside = 0
+    places: Counter[str] = Counter()
     for ids, label in track(
         list(zip(sentences.ids, sentences.labels, strict=True)), "the twin", console=console
     ):
         answer, overflows = inference.predict(twin, entry_of(model, ids), low_bits)
         right += int(np.argmax(answer.output)) == label
-        n_overflows += sum(one.n_values for one in overflows)
-    return right / len(sentences.ids), n_overflows
+        n_outside += bool(overflows)
+        for one in overflows:
+            places[one.where] += one.n_values
+    return right / len(sentences.ids), n_outside, places
 
 
 # --- the run ------------------------------------------------------------------------------------
@@ -218,14 +235,17 @@ def distil(
     network = BinaryNetwork(start)
     model = BertForSequenceClassification.from_pretrained(source, dtype=torch.float32)
     train(network, Teacher(model, start.frames), sentences, recipe, console)
+    network.lower_row_sums()
     quantised = quantise_binary(network.export(max(map(len, sentences.ids)), len(sentences.ids)))
-    of_twin, n_overflows = twin_accuracy(quantised, dev, recipe.seed, console)
+    of_twin, n_outside, places = twin_accuracy(quantised, dev, recipe.seed, console)
     files.save(quantised, tokenizer_of(source, []), out)
     return {
         "float_accuracy": round(accuracy(model, dev), 4),
         "network_accuracy": round(network_accuracy(network, dev, recipe.seed), 4),
         "twin_accuracy": round(of_twin, 4),
-        "n_overflows": n_overflows,
+        "n_overflows": places.total(),
+        "n_overflowed_sentences": n_outside,
+        "overflows": dict(places.most_common()),
         "n_sentences": len(sentences.ids),
         "n_dev": len(dev.ids),
         "epochs": recipe.epochs,

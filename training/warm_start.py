@@ -30,12 +30,13 @@ from veilrun.mpc.model import binary, reference
 from veilrun.mpc.model.architecture import FloatModel, Layer, Norm
 from veilrun.mpc.model.calibration import LayerRanges, calibrate
 from veilrun.mpc.model.quantise import neuron_groups
+from veilrun.mpc.operations import NO_ANCHOR
 from veilrun.mpc.profile import W1A4
 
-PEAK_TO_RMS = 2.5  # room above a typical row's sum of squares
+PEAK_TO_RMS = 3.2  # room above a typical row's sum of squares
 VALUE_RMS = 4.0  # of an attention value, in integers: about 4 bits with its sign
-MARGIN = 1.3  # of the GELU's windows and the head's, over what was seen
-PEAK = 6.0  # of a channel, where others are 1
+MARGIN = 1.5  # of the GELU's windows and the head's, over what was seen
+PEAK = 6.0  # of a channel in a row whose mean square is 1; one that goes higher keeps its scale
 FLATTEN = 3.0  # rows are made alike up to this factor
 
 
@@ -126,13 +127,17 @@ def warm_start(model: FloatModel, sentences: Sequence[Sequence[int]]) -> Network
 
 
 def coordinates(norm: Norm, reader: np.ndarray, peaks: np.ndarray) -> Frame:
-    """Those in which the rows of `reader` are alike, and no channel drowns the others."""
+    """Those in which the rows of `reader` are alike.
+
+    A channel that holds most of some rows (those of [CLS]) is not scaled: made smaller, it would
+    leave the norm so little that it blows the whole row up, and scores by the square of that.
+    """
     gain = norm.gain.astype(np.float64)
     rows = np.sqrt(np.square(reader.astype(np.float64)).mean(1))
     scale = np.abs(gain) * rows
     scale = np.clip(scale / np.median(scale), 1 / FLATTEN, FLATTEN)
-    scale = np.minimum(scale, PEAK / peaks)
     size = math.sqrt(np.square(scale).mean())
+    scale = np.where(peaks > PEAK, size, scale)
     return Frame(scale, gain / scale * size, norm.bias.astype(np.float64))
 
 
@@ -148,12 +153,32 @@ def centred(rows: np.ndarray) -> np.ndarray:
     return result
 
 
-def sharpness_of(ranges: LayerRanges) -> np.ndarray:
+@dataclass(frozen=True)
+class HeadRanges:
+    """Of one layer, [H]: row sums in nats, and the lowest score. These networks have no anchors,
+    so a head that calibration gave one is taken as it is without it, and without a key shift.
+    """
+
+    lse_min: np.ndarray
+    lse_max: np.ndarray
+    score_low: np.ndarray
+
+    @classmethod
+    def of(cls, ranges: LayerRanges) -> HeadRanges:
+        is_free = np.array([anchor == NO_ANCHOR for anchor in ranges.anchors])
+        return cls(
+            np.where(is_free, ranges.lse_min, ranges.plain_lse_min),
+            np.where(is_free, ranges.lse_max, ranges.plain_lse_max),
+            np.where(is_free, ranges.score_low, ranges.plain_score_low),
+        )
+
+
+def sharpness_of(ranges: HeadRanges) -> np.ndarray:
     """What part of each head's scores its window holds: a sharper head starts blunter."""
     low = sum(SUM_NATS) / 2 + ROOM * binary.EXP_WINDOW / 2  # nats below a sum, that a score may lie
     spread = 2 * (SUM_NATS[1] - SUM_NATS[0])
     fits: np.ndarray = np.minimum(
-        low / (ranges.lse_max - ranges.score_low), spread / ranges.lse_spread
+        low / (ranges.lse_max - ranges.score_low), spread / (ranges.lse_max - ranges.lse_min)
     )
     return np.minimum(fits, 1.0)
 
@@ -176,12 +201,13 @@ def layer_start(
     flat = np.sqrt(np.square(out).mean(1))
     flat = np.clip(flat / np.median(flat), 1 / FLATTEN, FLATTEN)
     balance = np.sqrt(measured.rms("k", number) / measured.rms("q", number))
-    sharpness = sharpness_of(ranges)
+    heads = HeadRanges.of(ranges)
+    sharpness = sharpness_of(heads)
     columns = np.concatenate([balance * np.repeat(sharpness, head_dim), 1 / balance, flat])
     value_unit = VALUE_RMS / float(np.sqrt(np.square(measured.rms("v", number) * flat).mean()))
     score_unit = math.sqrt(SCORES_PER_NAT / math.sqrt(head_dim)) * 2.0**SCORE_SHIFT
     units = np.repeat([score_unit, score_unit, value_unit * 2.0**W1A4.values_shift], width)
-    middle = (ranges.lse_min + ranges.lse_max) / 2 * sharpness
+    middle = (heads.lse_min + heads.lse_max) / 2 * sharpness
     score = (sum(SUM_NATS) / 2 - middle) * SCORES_PER_NAT
 
     order = np.argsort(ranges.up_reach, kind="stable")

@@ -134,6 +134,17 @@ def test_a_row_sum_beyond_its_window_learns_even_where_all_scores_are_cut(script
     assert (scores.grad > 0).all()
 
 
+def test_lowered_row_sums_are_so_many_steps_lower(scripts):
+    shape = rig.architecture()
+    start = scripts.warm_start.warm_start(rig.float_model(shape), rig.texts(shape, 4))
+    network = scripts.binary_network.BinaryNetwork(start)
+    before = [layer.export().score for layer in network.layers]
+    network.lower_row_sums()
+    after = [layer.export().score for layer in network.layers]
+    lower = scripts.binary_network.SPARE
+    assert all((a - b == lower).all() for a, b in zip(before, after, strict=True))
+
+
 def checkpoint(folder: Path) -> Path:
     """A small classifier, untrained, with a tokenizer of a few words."""
     torch.manual_seed(1)

@@ -5,7 +5,8 @@
 3. Both are read as tables, and loaded to run.
 4. Texts: the user's, or what the base writes.
 5. Two hosts: a second copy of the model under another key, which follows from the first one so
-   that an audit can be resumed. Only where the base is the model itself.
+   that an audit can be resumed. Only where the base is the model itself and the ends are on the
+   node.
 
 Nothing that is made here stays on disk.
 """
@@ -21,9 +22,10 @@ import numpy as np
 import torch
 
 from veilrun.attacks.holdings import Model
+from veilrun.attacks.middle import node_view, whole_model
 from veilrun.attacks.runs import Engine
 from veilrun.attacks.subject import Copy, Subject
-from veilrun.attacks.texts import gather_texts
+from veilrun.attacks.texts import Texts, gather_texts
 from veilrun.attacks.weights import Ids, Weights, read_weights
 from veilrun.checkpoint import merkle
 from veilrun.checkpoint.folder import Checkpoint, read_manifest
@@ -38,6 +40,7 @@ from veilrun.errors import CheckpointError, UsageError
 from veilrun.keys import MasterKey
 
 _SAMPLE = 256
+_CLIENT_ENDS = "; embedding and head stay with the client"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,27 +81,30 @@ def build(
     Raises:
         KeyFileError: the folder was made with another key.
         CheckpointError: damaged files.
-        UsageError: `base` cannot be its base; `text` cannot be used; the folder holds no ends.
+        UsageError: `base` cannot be its base; `text` cannot be used.
     """
     kit = _open(out, key_file, key)  # 1
-    sealed, public = read_weights(out), _read_base(base)  # 2, 3
-    _verify_base(public, kit, sealed)
+    public = _read_base(base)  # 2
+    _verify_family(public, kit)
+    sealed = _read_sealed(out, kit, public)  # 3
+    _verify_base(public, kit, sealed.weights)
     order = _order(kit)
-    protection = _protection(key, kit, public, sealed, order)
-    engine, sealed_engine = Engine(base), Engine(out)
+    protection = _protection(key, kit, public, sealed.weights, order)
+    engine = Engine(base)
     texts = gather_texts(base, engine, text)  # 4
     fine_tuned = public.digest != kit.facts.digest
+    alone = fine_tuned or kit.ends_file is not None
     tokenizer = _tokenizer(kit)
     return Subject(
         name=kit.name,
-        mode=protection.words,
-        sealed=Copy(Model(sealed, sealed_engine), order),
+        mode=protection.words + ("" if kit.ends_file is None else _CLIENT_ENDS),
+        sealed=_as_node_has_it(Copy(sealed, order), kit, texts),
         base=Model(public.weights, engine),
         words=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         secret=texts.secret,
         corpora=texts.corpora,
         fine_tuned=fine_tuned,
-        copies=() if fine_tuned else (_second_copy(key, base, protection),),  # 5
+        copies=() if alone else (_second_copy(key, base, protection),),  # 5
         special=frozenset(tokenizer.all_special_ids) | frozenset(kit.eos_token_ids),
     )
 
@@ -106,8 +112,6 @@ def build(
 def _open(out: Path, key_file: Path, key: MasterKey) -> ClientKit:
     manifest = read_manifest(out)
     kit = find_client_kit(key_file, key, manifest.fingerprint)
-    if manifest.ends != "node":
-        raise UsageError(f"{out} is the middle of a model; an audit needs one with its ends")
     with Checkpoint(out) as checkpoint:
         found = merkle.weights_root(checkpoint).hex()
     if found != manifest.weights_root:
@@ -122,20 +126,41 @@ def _read_base(folder: Path) -> _Public:
     return _Public(folder, digest, family, read_weights(folder))
 
 
+def _read_sealed(out: Path, kit: ClientKit, public: _Public) -> Model:
+    """The encrypted model; where its ends are with the client, put together with them."""
+    if kit.ends_file is None:
+        return Model(read_weights(out), Engine(out))
+    return whole_model(out, kit.ends_file, public.family)
+
+
+def _as_node_has_it(copy: Copy, kit: ClientKit, texts: Texts) -> Copy:
+    """Without what stays with the client."""
+    if kit.ends_file is None:
+        return copy
+    traffic = [copy.encode(text) for text in texts.secret]
+    return Copy(node_view(copy.model, traffic), copy.order)
+
+
+def _verify_family(public: _Public, kit: ClientKit) -> None:
+    if public.family.name != _family_word(kit):
+        raise UsageError(
+            f"{public.folder} is not the base of this model: it is {public.family.name}, "
+            f"the model is {_family_word(kit)}"
+        )
+
+
 def _verify_base(public: _Public, kit: ClientKit, sealed: Weights) -> None:
     ours, theirs = sealed, public.weights
     fits = (
-        public.family.name == _family_word(kit)
-        and len(theirs.layers) == len(ours.layers)
+        len(theirs.layers) == len(ours.layers)
         and theirs.vocab_size == ours.vocab_size
         and (theirs.hidden == ours.hidden or _noise(kit) is not None)
     )
     if not fits:
         raise UsageError(
-            f"{public.folder} is not the base of this model: it is {public.family.name} with "
-            f"{len(theirs.layers)} layers, {theirs.vocab_size} tokens, hidden size "
-            f"{theirs.hidden}; the model is {_family_word(kit)} with {len(ours.layers)}, "
-            f"{ours.vocab_size}, {ours.hidden}"
+            f"{public.folder} is not the base of this model: it has {len(theirs.layers)} layers, "
+            f"{theirs.vocab_size} tokens, hidden size {theirs.hidden}; the model has "
+            f"{len(ours.layers)}, {ours.vocab_size}, {ours.hidden}"
         )
 
 

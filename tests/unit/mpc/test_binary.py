@@ -44,7 +44,7 @@ def binary_model(seed: int = 0) -> BinaryModel:
         neurons = neuron_groups(wide)
         return BinaryLayer(
             qkv=signs(d, 3 * d, 7, 100),
-            score=np.full(n_heads, 170),
+            score=np.full(n_heads, 140),
             out=signs(d, d, 40, 200),
             gain_1=random.integers(150, 300, d),
             up=signs(d, wide, 120, 500),

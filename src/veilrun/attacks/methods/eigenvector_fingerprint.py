@@ -10,8 +10,8 @@ the stream; sealed, it is Q C P, whatever rows moved.
 3. Let ridge maps teach themselves from the rows that stand out.
 4. Keep the result whose guesses name most different tokens; stop early if nearly all do.
 
-Fails under noise of about half the tables' own spread: it shifts C. See `inner_maps` for a C
-without the noisy tables.
+Fails under enough noise, which shifts C: how much depends on the model, and a head helps, as its
+rows carry less. See `inner_maps` for a C without the noisy tables.
 """
 
 from __future__ import annotations

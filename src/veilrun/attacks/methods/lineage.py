@@ -3,7 +3,8 @@
 1. `inner_key` pairs eigenvectors of the layers' maps R^T W, which no key changes, and finds the
    one key that fits all layers. What does not fit, from 0 to 1, is the misfit.
 2. If that fails (training has turned eigenvectors), fit the key on rows instead: match the
-   vocabulary by shared eigenvectors, and map base rows to sealed ones by ridge.
+   vocabulary, first with the rough key, then by shared eigenvectors, and map base rows to sealed
+   ones by ridge.
 3. Similarity: the mean cosine, over layers, of the base's map and the sealed one brought back
    by the key; traces are taken out, as every model's layers share those.
 
@@ -27,8 +28,9 @@ from veilrun.attacks.ridge import ridge_map, self_train, views_of
 from veilrun.attacks.weights import Table, Weights
 
 _CLEAR: Final = 0.9
-THRESHOLD: Final = 0.3
-"""Measured: unrelated models reach TO_MEASURE, kin TO_MEASURE and more."""
+THRESHOLD: Final = 0.15
+"""Measured on small models: what is not kin (two real models; random tables in the place of one)
+reaches 0.07; exact copies 1.00; a fine-tune of 200 steps 0.99, under default noise 0.30 to 0.49."""
 
 
 def run(have: Holdings) -> Kinship:

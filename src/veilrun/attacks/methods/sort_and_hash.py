@@ -11,27 +11,17 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from veilrun.attacks.attack import Attack
 from veilrun.attacks.holdings import Holdings, Substitution
 from veilrun.attacks.levels import Level
-from veilrun.attacks.matching import nearest
-from veilrun.attacks.weights import Table
+from veilrun.attacks.matching import nearest, sorted_magnitudes
 
 
 def run(have: Holdings) -> Substitution:
     """Match rows by their sorted magnitudes."""
     sealed, base = have.tables
-    candidates, _ = nearest(_quantiles(sealed.embedding), _quantiles(base.embedding), k=10)
+    candidates, _ = nearest(*(sorted_magnitudes(one.embedding) for one in (sealed, base)), k=10)
     return Substitution(candidates)
-
-
-def _quantiles(table: Table) -> Table:
-    """[rows, 64]: magnitudes of each row, in order."""
-    magnitudes = np.sort(np.abs(table), axis=1)
-    places = np.linspace(0, table.shape[1] - 1, 64).round().astype(int)
-    return magnitudes[:, places]
 
 
 ATTACK: Final = Attack(

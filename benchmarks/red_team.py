@@ -82,7 +82,7 @@ def measure(mode: Mode, model: Path, work: Path, docs: Path, console: Console) -
     plain = fine_tune(model, work) if mode.fine_tuned else model
     out, key_file = work / mode.name, work / "key"
     if not out.exists():
-        noise = None if mode.noise is None else Noise(mode.noise, 0.2 * mode.noise)
+        noise = None if mode.noise is None else Noise.of(mode.noise)
         encrypt(
             plain,
             out,
@@ -121,7 +121,7 @@ def compare(plain: Path, out: Path, key_file: Path) -> agreement.Agreement:
 
     kit = find_client_kit(key_file, KEY, read_manifest(out).fingerprint)
     windows = agreement.windows(plain, agreement.SAMPLE_TEXT, POSITIONS, 256)
-    return agreement.measure(plain, out, kit.codec, windows, "float32")
+    return agreement.measure(plain, out, kit.codec, windows, "float32", ends_file=kit.ends_file)
 
 
 def fine_tune(model: Path, work: Path) -> Path:

@@ -15,11 +15,13 @@ from veilrun import keys
 from veilrun.attacks import building
 from veilrun.attacks.building import build
 from veilrun.attacks.levels import Level
+from veilrun.attacks.methods import inner_maps
+from veilrun.attacks.metrics import score
 from veilrun.attacks.texts import gather_texts
 from veilrun.equivariant.client import kits_folder
 from veilrun.equivariant.compile import encrypt
 from veilrun.equivariant.covariant import Noise
-from veilrun.errors import CheckpointError, KeyFileError, UsageError
+from veilrun.errors import CheckpointError, KeyFileError
 from veilrun.keys import MasterKey
 
 KEY = MasterKey(bytes(range(32)))
@@ -99,17 +101,30 @@ def test_a_noisy_copy(stories: Path, key_file: Path, out: Path):
     assert not made.fine_tuned
 
 
-def test_what_cannot_be_audited_is_named(stories: Path, key_file: Path, out: Path, tmp_path: Path):
+def test_a_node_without_ends_has_the_rows_that_it_saw(stories: Path, key_file: Path, out: Path):
+    encrypt(stories, out, KEY, kits=kits_folder(key_file), ends="client")
+    made = build(out, key_file, KEY, stories)
+    assert made.mode.endswith("embedding and head stay with the client")
+    model, seen = made.sealed.model, np.unique(np.concatenate(made.secret))
+    assert model.weights.head is None and not made.copies
+    filled = np.abs(model.weights.embedding).sum(1) > 0
+    assert set(made.sealed.order[filled]) == set(seen) and len(seen) < made.vocab_size
+    have = made.holdings(Level.BASE)
+    (state,) = have.running[0].states(have.traffic[:1], 0)
+    np.testing.assert_allclose(state, model.weights.embedding[have.traffic[0]], rtol=1e-5)
+    with pytest.raises(LookupError, match="no head"):
+        have.running[0].logits(have.traffic[:1])
+    tokens = score(inner_maps.run(have), made, have).tokens
+    assert tokens is not None and tokens.share > 0.99  # the layers alone give the key away
+
+
+def test_what_cannot_be_audited_is_named(stories: Path, key_file: Path, out: Path):
     encrypt(stories, out, KEY, kits=kits_folder(key_file))
     other = MasterKey(bytes(32))
     with pytest.raises(KeyFileError, match="does not belong"):
         build(out, key_file, other, stories)
     with pytest.raises(CheckpointError, match="not an encrypted checkpoint"):
         build(stories, key_file, KEY, stories)
-    middle = tmp_path / "middle"
-    encrypt(stories, middle, KEY, kits=kits_folder(key_file), ends="client")
-    with pytest.raises(UsageError, match="the middle of a model"):
-        build(middle, key_file, KEY, stories)
     weights = bytearray((out / "model.safetensors").read_bytes())
     weights[-3] ^= 1
     (out / "model.safetensors").write_bytes(weights)

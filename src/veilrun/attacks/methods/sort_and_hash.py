@@ -20,7 +20,8 @@ from veilrun.attacks.matching import nearest, sorted_magnitudes
 def run(have: Holdings) -> Substitution:
     """Match rows by their sorted magnitudes."""
     sealed, base = have.tables
-    candidates, _ = nearest(*(sorted_magnitudes(one.embedding) for one in (sealed, base)), k=10)
+    ours, theirs = sorted_magnitudes(sealed.embedding), sorted_magnitudes(base.embedding)
+    candidates, _ = nearest(ours, theirs, k=10)
     return Substitution(candidates)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
+from veilrun.attest.certificates import MALFORMED
 from veilrun.attest.claims import Kind
 from veilrun.attest.nvidia.report import MAX_BYTES, DeviceReport, parse_report
 from veilrun.errors import DecodeError
@@ -115,7 +116,7 @@ def _base64(value: Any, name: str) -> bytes:
 def _certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     try:
         certificates = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except MALFORMED as error:
         raise DecodeError("device.certificate is not a chain in PEM form") from error
     if len(certificates) > _MAX_CERTIFICATES:
         raise DecodeError(f"device.certificate has over {_MAX_CERTIFICATES} certificates")

@@ -28,6 +28,7 @@ from lxml import etree
 from signxml import DigestAlgorithm, SignatureConfiguration, SignatureMethod, XMLVerifier
 from signxml.exceptions import InvalidDigest, InvalidSignature, SignXMLException
 
+from veilrun.attest.certificates import MALFORMED
 from veilrun.attest.chains import verify_chain
 from veilrun.attest.endorsements import Endorsements
 from veilrun.attest.nvidia.report import VBIOS_FORM
@@ -116,7 +117,7 @@ def _signers(root: Any, check: str) -> tuple[x509.Certificate, ...]:
         raise AppraisalError(Reason.CHAIN, check, f"manifest has {len(texts)} certificates")
     try:
         return tuple(x509.load_der_x509_certificate(base64.b64decode(text)) for text in texts)
-    except ValueError as error:
+    except MALFORMED as error:
         raise AppraisalError(Reason.CHAIN, check, "a certificate does not parse") from error
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
+from veilrun.attest.certificates import MALFORMED
 from veilrun.attest.chains import verify_chain
 from veilrun.attest.endorsements import Endorsements
 from veilrun.attest.pins import NVIDIA_SERVICE
@@ -94,5 +95,5 @@ def _payload(token: Any, name: str) -> dict[str, Any]:
 def _certificate(value: Any, name: str) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(base64.b64decode(value, validate=True))
-    except (ValueError, TypeError) as error:
+    except (*MALFORMED, TypeError) as error:
         raise DecodeError(f"{name} is not a certificate") from error

@@ -10,8 +10,9 @@ export TOKENIZERS_PARALLELISM = false
 demo: $(VENV)/.ready
 	$(BIN)/veilrun demo
 
+# A file of tests stays in one process, so what it set up is used by all of it.
 test: $(VENV)/.ready
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: lint test
 

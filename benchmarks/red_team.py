@@ -28,7 +28,7 @@ from scatter import Point, scatter
 from veilrun import atomic
 from veilrun.attacks.audit import audit, planned
 from veilrun.attacks.building import build
-from veilrun.attacks.card_files import write_card
+from veilrun.attacks.card_json import encode_card
 from veilrun.attacks.catalogue import ATTACKS
 from veilrun.attacks.wording import percent
 from veilrun.equivariant import agreement
@@ -106,9 +106,8 @@ def measure(mode: Mode, model: Path, work: Path, docs: Path, console: Console) -
                 description=f"{mode.name}: {attack.title} ({level})",
             ),
         )
-    files = write_card(card, work / f"{mode.name}.card")
     docs.mkdir(parents=True, exist_ok=True)
-    atomic.write_file(docs / f"{mode.name}.json", files.json.read_bytes())
+    atomic.write_file(docs / f"{mode.name}.json", encode_card(card))
     best = {level: card.strongest(level) for level in card.levels}
     rates = {level: one.rate.share for level, one in best.items() if one and one.rate}
     by = {level: one.attack for level, one in best.items() if one and one.rate}

@@ -18,13 +18,14 @@ from typing import Any, Final
 
 from veilrun.attacks.card import Card
 from veilrun.attacks.card_json import decode_card
+from veilrun.attacks.catalogue import ATTACKS
 from veilrun.attacks.levels import Level
 from veilrun.attacks.verdict import verdict
 from veilrun.attacks.wording import duration, interval, percent
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCS: Final = ROOT / "docs" / "red-team"
-FILES: Final = (ROOT / "README.md", ROOT / "SECURITY.md")
+FILES: Final = (ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "docs" / "red-team.md")
 COLUMNS: Final = {
     Level.WIRE: "who reads ids",
     Level.HOST: "host",
@@ -79,6 +80,19 @@ def strongest(cards: dict[str, Card], lines: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def attacks(cards: dict[str, Card], lines: dict[str, Any]) -> str:
+    """Every attack: who can make it, what it uses and what it must break."""
+    rows = [
+        "| attack | from level | uses | must break | source |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for one in ATTACKS:
+        rows.append(
+            f"| {one.title} | `{one.levels[0]}` | {one.knows} | {one.breaks} | {one.source} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
 def verdicts(cards: dict[str, Card], lines: dict[str, Any]) -> str:
     """What each card says."""
     return "".join(f"* `{mode}`: {verdict(card).headline}\n" for mode, card in cards.items())
@@ -88,6 +102,7 @@ TABLES: Final[dict[str, Callable[[dict[str, Card], dict[str, Any]], str]]] = {
     "summary": summary,
     "strongest": strongest,
     "verdicts": verdicts,
+    "attacks": attacks,
 }
 
 

@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import intel_rig
 import nvidia_rig
 import pytest
+import tpm_rig
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -70,12 +72,18 @@ def judge(case: dict[str, Any]) -> None:
     """Verify a case as it means it; raises where it is refused."""
     if not all(any(kind in one.kinds for one in FAMILIES) for kind in _KINDS[case["kind"]]):
         pytest.skip(f"no verifier of {case['kind']} in this version")
+    if not tpm_rig.can_judge(case):
+        pytest.skip(f"no verifier of {tpm_rig.NEEDS[case['id']]} in this version")
     name, at = Path(case["evidence"]).name, nvidia_rig.time(case["at"])
     if name.startswith(("rim-", "nras-")):  # manifests and certificates are no evidence
         nvidia_rig.judge(case)
     elif "ak-cert" in name:
         (leaf,) = read(data(case["evidence"])).endorsements.certificates
         verify_chain(leaf, bundle(case["uses"]).endorsements, TPM_CLOUDS, at, "attestation key")
+    elif intel_rig.is_special(case):
+        intel_rig.judge(case)
+    elif case["kind"] == "tpm" and tpm_rig.is_special(case):
+        tpm_rig.judge(case)
     else:
         nonce = case.get("nonce")
         demands = Demands(None if nonce is None else bytes.fromhex(nonce))

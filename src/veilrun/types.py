@@ -25,12 +25,13 @@ EE = Mode(
     name="ee",
     node_gets="an encrypted checkpoint and encrypted token ids",
     stands_against=(
-        "an observer of the wire between proxy and node; "
-        "a host that has no copy of the base weights"
+        "an observer of the wire between proxy and node (TLS); a casual look at memory, logs and "
+        "disks of a machine that has no copy of the base weights"
     ),
     does_not_stop=(
-        "a host that holds the public base weights (an exact transform of a public checkpoint "
-        "can be matched to it); frequency analysis of ids under a long-lived key"
+        "a host that holds the public base weights (our attacks read all tokens, under every "
+        "strength of key and with noise); whoever reads the ids of a few thousand tokens under one "
+        "key (their order gives the permutation away, without any weights)"
     ),
 )
 

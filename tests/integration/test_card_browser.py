@@ -17,8 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-
 from card_rig import card, outcome
+
 from veilrun.attacks.card import Card
 from veilrun.attacks.card_html import card_html
 from veilrun.attacks.levels import Level

@@ -6,7 +6,8 @@ Not covered: attacks that nobody has thought of yet. A low number means that the
 
 In dependency order:
 
-* `levels`, `weights`: who attacks, and what they hold; a checkpoint as an attacker reads it.
+* `levels`, `weights`, `encoders`: who attacks, and what they hold; a checkpoint as an attacker
+  reads it.
 * `holdings`, `attack`: what one attacker has and finds; what an attack is.
 * `matching`, `ridge`, `counts`, `alignment`: rows that look like other rows; linear maps learnt
   from matches; counts of tokens; graphs laid on one another.

@@ -7,6 +7,14 @@ does with what it sees.
 In dependency order:
 
 * `reading`, `reasons`, `checks`: bytes; names of failures; steps of a verification.
-* `claims`: what verified evidence says, in one vocabulary.
-* `pins`, `endorsements`, `chains`: vendors' roots; what comes from files; certificate chains.
+* `claims`, `pins`, `endorsements`: what verified evidence says, in one vocabulary; vendors' roots;
+  what comes from files.
+* `certificates`, `chains`, `signatures`: X.509 from outside; chains to a pinned root.
+* `event_logs`, `runtime_events`, `hcl`, `dstack`: logs and containers that vendors share.
+* `intel`, `amd`, `nvidia`, `nitro`, `tpm`: a vendor's formats, and `authenticate`: is it genuine?
+* `kinds`, `formats`, `bundle`, `binding`, `files`: which file is what; evidence that travels
+  together, and what it is bound to.
+* `policy`, `rules`, `machine_rules`, `policy_file`: what is accepted.
+* `trust`, `ear`, `verdict`: one verdict over all evidence.
+* `live`: asks this machine's own devices for evidence; the only part that does.
 """

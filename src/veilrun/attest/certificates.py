@@ -25,7 +25,7 @@ _PEM_BLOCK: Final = re.compile(
     rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[A-Za-z0-9+/=\s]*-----END \1-----"
 )
 _MAX_BLOCKS: Final = 256
-MALFORMED: Final = (ValueError, x509.InvalidVersion)  # the latter is no ValueError
+MALFORMED: Final = (ValueError, TypeError, UserWarning, x509.InvalidVersion)
 # A sequence whose length takes 1 to 3 bytes: shorter ones are no certificates, but may be text.
 _DER: Final = (b"\x30\x81", b"\x30\x82", b"\x30\x83")
 

@@ -131,7 +131,10 @@ def _verify_not_revoked(
     *,
     needs: bool,
 ) -> None:
-    lists = [crl for crl in endorsements.revocations if crl.issuer == issuer.subject]
+    try:
+        lists = [crl for crl in endorsements.revocations if crl.issuer == issuer.subject]
+    except (*_MALFORMED, TypeError) as error:  # what a damaged name in a list gives
+        raise AppraisalError(Reason.CHAIN, check, "a revocation list is malformed") from error
     if not lists and needs:
         raise AppraisalError(
             Reason.NO_ENDORSEMENT, check, f"no revocation list of {_name(issuer)} at hand"

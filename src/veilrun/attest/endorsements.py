@@ -15,7 +15,8 @@ from cryptography import x509
 @dataclass(frozen=True, eq=False)
 class Endorsements:
     """certificates: any order, roots among them. revocations: lists. collateral: Intel's, as
-    JSON texts. manifests: NVIDIA's reference integrity manifests, as XML. event_logs: as bytes.
+    JSON texts. manifests: NVIDIA's reference integrity manifests, as XML. Of the machine itself,
+    beside its evidence: event_logs, as bytes; paravisors, reports of Azure's on TDX.
     """
 
     certificates: tuple[x509.Certificate, ...] = ()
@@ -23,6 +24,7 @@ class Endorsements:
     collateral: tuple[bytes, ...] = ()
     manifests: tuple[bytes, ...] = ()
     event_logs: tuple[bytes, ...] = ()
+    paravisors: tuple[bytes, ...] = ()
 
     def __add__(self, other: Endorsements) -> Endorsements:
         return Endorsements(
@@ -31,6 +33,7 @@ class Endorsements:
             self.collateral + other.collateral,
             self.manifests + other.manifests,
             self.event_logs + other.event_logs,
+            self.paravisors + other.paravisors,
         )
 
 

@@ -159,7 +159,7 @@ def _header(data: bytes) -> dict[int, int]:
 
 def _event(cursor: Cursor, sizes: Mapping[int, int]) -> Event:
     register, kind = cursor.number(4, "register"), cursor.number(4, "type")
-    if register > _MAX_REGISTER:
+    if register > _MAX_REGISTER and kind != _NO_ACTION:
         raise DecodeError(f"event log: register {register}")
     n_digests = cursor.number(4, "number of digests")
     if n_digests != len(sizes):

@@ -6,6 +6,8 @@
     JSON                    Intel's collateral: all of it as dcap-qvl writes it (`tcb_info`, ...),
                             or a part as Intel's service answers (`tcbInfo`, `enclaveIdentity`)
     TCG event log           begins with an event whose data is `Spec ID Event03`
+    paravisor's report      Azure's (`hcl`), of a TDX guest: it belongs to a quote. One of an SNP
+                            guest is evidence by itself
 
 Here it is read, not verified.
 """
@@ -17,6 +19,7 @@ from typing import Final
 
 from veilrun.attest.certificates import is_der, is_pem, read_der, read_pem
 from veilrun.attest.endorsements import Endorsements
+from veilrun.attest.hcl import is_of_tdx
 from veilrun.attest.kinds import optional_module
 from veilrun.errors import DecodeError
 
@@ -36,6 +39,8 @@ def read_endorsements(data: bytes) -> Endorsements | None:
     """
     if data[_LOG_SIGNATURE_AT:].startswith(_LOG_SIGNATURE):
         return Endorsements(event_logs=(data,))
+    if is_of_tdx(data):
+        return Endorsements(paravisors=(data,))
     if is_der(data):
         return read_der(data)
     text = data.removeprefix(_BYTE_ORDER_MARK).lstrip()

@@ -29,7 +29,9 @@ _MAX_BYTES: Final = 1 << 16
 _SIGNATURE: Final = b"HCLA"
 _TEE_REPORT_BYTES: Final = 1184
 _RUNTIME_HEADER_BYTES: Final = 20
-_KINDS: Final = {2: Kind.AMD_SEV_SNP, 4: Kind.INTEL_TDX}
+_TDX: Final = 4
+_KINDS: Final = {2: Kind.AMD_SEV_SNP, _TDX: Kind.INTEL_TDX}
+_TEE_AT: Final = 32 + _TEE_REPORT_BYTES + 8
 _REPORT_DATA_BYTES: Final = 64
 _VERSION_OF_REPORT, _VERSION_OF_RUNTIME_DATA, _REQUEST, _SHA256 = (1, 2), 1, 2, 1
 
@@ -46,6 +48,11 @@ class HclReport:
 def recognise_hcl(data: bytes) -> bool:
     """Whether `data` looks like a report of the paravisor."""
     return data.startswith(_SIGNATURE)
+
+
+def is_of_tdx(data: bytes) -> bool:
+    """Whether `data` looks like a report of the paravisor of a TDX guest."""
+    return recognise_hcl(data) and data[_TEE_AT : _TEE_AT + 4] == _TDX.to_bytes(4, "little")
 
 
 def parse_hcl(data: bytes) -> HclReport:

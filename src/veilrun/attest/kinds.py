@@ -31,7 +31,11 @@ class Family:
 
 
 FAMILIES: Final = (
+    Family((Kind.INTEL_SGX, Kind.INTEL_TDX), "intel.evidence", "intel.authenticate"),
+    Family((Kind.AMD_SEV_SNP,), "amd.evidence", "amd.authenticate"),
     Family((Kind.NVIDIA_GPU, Kind.NVIDIA_SWITCH), "nvidia.evidence", "nvidia.authenticate"),
+    Family((Kind.AWS_NITRO,), "nitro.document", "nitro.authenticate"),
+    Family((Kind.TPM,), "tpm.evidence", "tpm.authenticate"),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from veilrun.cli.attester import (
+    AttesterOption,
+    Choice,
+    GpuAttesterOption,
+    TpmAddressOption,
+    find_attester,
+)
 from veilrun.cli.options import (
     GraceOption,
     HostOption,
@@ -102,12 +110,16 @@ PlainHttp = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class _Announcement:
-    """What is printed once the node can answer. pin: None over plain HTTP."""
+    """What is printed once the node can answer. pin: None over plain HTTP.
+
+    attestation_key: of the TPM, as policies name it; None without one.
+    """
 
     url: str
     pin: str | None
     model: str
     manifest: Manifest
+    attestation_key: str | None = None
 
 
 def node(
@@ -126,6 +138,9 @@ def node(
     identity: IdentityFolder = None,
     tls_name: TlsNames = None,
     api_key_file: ApiKeyFile = None,
+    attester: AttesterOption = None,
+    gpu_attester: GpuAttesterOption = None,
+    tpm: TpmAddressOption = None,
     insecure_no_api_key: NoApiKey = False,
     grace: GraceOption = 30.0,
     insecure_plain_http: PlainHttp = False,
@@ -138,22 +153,21 @@ def node(
 
     manifest = open_folder(out)
     api_key = read_api_key(api_key_file) if api_key_file else None
-    if not tls.is_loopback(host):
-        _check_strangers(host, api_key, plain=insecure_plain_http, no_key=insecure_no_api_key)
+    _check_strangers(host, api_key, plain=insecure_plain_http, no_key=insecure_no_api_key)
     own = None if insecure_plain_http else _identity(identity, out, tls_name or [])
     log_to_stderr()
     model = name or out.resolve().name
-    tls_context = tls.server_context(own) if own else None
-    listener = Listener(host, port, tls_context, api_key, grace_s=grace)
+    attested, tpm_key = find_attester(Choice(attester, gpu_attester, tpm), own, manifest)
+    listener = Listener(host, port, _tls_context(own), api_key, grace, attested)
 
     def on_ready(actual_port: int) -> None:
         url = _url(host, actual_port, "https" if own else "http")
-        _announce(_Announcement(url, own.pin if own else None, model, manifest), as_json=as_json)
+        announcement = _Announcement(url, own.pin if own else None, model, manifest, tpm_key)
+        _announce(announcement, as_json=as_json)
 
     limits = ServerLimits(max_running=max_running, max_queued=max_queued)
     if manifest.ends == "client":
-        if engine is EngineName.vllm or vllm_argument:
-            raise UsageError("vllm serves whole models; this folder has neither embedding nor head")
+        _check_middle(engine, vllm_argument)
         middle = _middle(out, max_running, max_model_len, cache_gib, dtype, device)
         asyncio.run(run_middle(middle, out, manifest, model, listener, limits, on_ready))
         return
@@ -172,6 +186,8 @@ def node(
 
 def _check_strangers(host: str, api_key: str | None, *, plain: bool, no_key: bool) -> None:
     """What an address that other machines reach asks for: TLS always, an API key by default."""
+    if tls.is_loopback(host):
+        return
     if plain:
         raise RefusedError(
             f"plain HTTP on {host} would show every id to the network; leave out "
@@ -187,6 +203,11 @@ def _check_strangers(host: str, api_key: str | None, *, plain: bool, no_key: boo
     stderr().print(
         f"[yellow]no API key:[/] whoever reaches {escape(host)} can use this node", soft_wrap=True
     )
+
+
+def _check_middle(engine: EngineName, vllm_arguments: list[str] | None) -> None:
+    if engine is EngineName.vllm or vllm_arguments:
+        raise UsageError("vllm serves whole models; this folder has neither embedding nor head")
 
 
 def _engine(
@@ -255,6 +276,10 @@ def _identity(folder: Path | None, out: Path, hosts: list[str]) -> tls.Identity:
     return tls.ensure_identity(folder, hosts)
 
 
+def _tls_context(own: tls.Identity | None) -> ssl.SSLContext | None:
+    return None if own is None else tls.server_context(own)
+
+
 def _url(host: str, port: int, scheme: str) -> str:
     """How to reach the node; a wildcard address is no address, so the machine's name stands in."""
     if host in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
@@ -272,6 +297,8 @@ def _announce(announcement: _Announcement, *, as_json: bool) -> None:
             "model": announcement.model,
             "fingerprint": manifest.fingerprint,
         }
+        if announcement.attestation_key:
+            line["attestation_key"] = announcement.attestation_key
         typer.echo(json.dumps(line))
         return
     pinned = f" --pin {pin}" if pin else ""
@@ -283,6 +310,11 @@ def _announce(announcement: _Announcement, *, as_json: bool) -> None:
         f"pin {pin or 'none: plain HTTP, for this machine only'}",
         soft_wrap=True,
     )
+    if announcement.attestation_key:
+        console.print(
+            f"attestation key {announcement.attestation_key}: a policy names it under \\[tpm]",
+            soft_wrap=True,
+        )
     console.print(guarantee(EE))
     console.print(
         f"on the machine with the key: veilrun proxy --key KEY --node {escape(url)}{pinned}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,7 @@ from veilrun.transport.tls import is_loopback
 from veilrun.types import EE
 
 if TYPE_CHECKING:  # aiohttp and transformers take seconds to import, and --help needs neither
+    from veilrun.serve.attested import Requirement
     from veilrun.serve.node_address import NodeAddress
     from veilrun.serve.service import Ready
 
@@ -61,6 +63,23 @@ ApiKeyFileOption = Annotated[
 NodeApiKeyFileOption = Annotated[
     Path | None, typer.Option(help="File with the key that the node asks of its clients.")
 ]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-attestation",
+        help="Send nothing until evidence of the node's machine satisfies this policy, a TOML "
+        "file; again after every reconnection.",
+        metavar="POLICY",
+    ),
+]
+EndorsementsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--attestation-with",
+        help="What vendors say: certificates, revocation lists, collateral, manifests, event "
+        "logs. Files, or folders of them; repeatable.",
+    ),
+]
 PlainHttpOption = Annotated[
     bool,
     typer.Option(
@@ -81,6 +100,8 @@ def proxy(
     api_key_file: ApiKeyFileOption = None,
     node_api_key_file: NodeApiKeyFileOption = None,
     passphrase_file: PassphraseFileOption = None,
+    require_attestation: PolicyOption = None,
+    attestation_with: EndorsementsOption = None,
     grace: GraceOption = 10.0,
     insecure_plain_http: PlainHttpOption = False,
     as_json: JsonOption = False,
@@ -96,16 +117,19 @@ def proxy(
     if api_key == "":
         raise UsageError(f"{API_KEY_VARIABLE} is empty; an empty API key would let nobody in")
     listener = Listener(_identity_folder(identity, host), host, port, api_key, grace)
-    verify_listener(listener)  # both before the passphrase is asked for
+    verify_listener(listener)  # all before the passphrase is asked for
+    requirement = _requirement(require_attestation, attestation_with or [])
     fingerprint = _expected(key_file, model)
     key = load_key(key_file, read_passphrase(passphrase_file))
     kit = find_client_kit(key_file, key, fingerprint)
+    if requirement is not None:
+        requirement = replace(requirement, weights_root=kit.weights_root)
     log_to_stderr()
 
     def announce(ready: Ready) -> None:
         _announce(ready, with_api_key=api_key is not None, as_json=as_json)
 
-    asyncio.run(run_proxy(kit, address, listener, announce))
+    asyncio.run(run_proxy(kit, address, listener, announce, requirement=requirement))
 
 
 def _expected(key_file: Path, model: str | None) -> str:
@@ -127,6 +151,17 @@ def _expected(key_file: Path, model: str | None) -> str:
         f"{key_file} has more than one model, and the node must not choose; say which with "
         f"--model NAME or --model FINGERPRINT:{have}"
     )
+
+
+def _requirement(policy: Path | None, endorsements: list[Path]) -> Requirement | None:
+    if policy is None:
+        if endorsements:
+            raise UsageError("--attestation-with needs --require-attestation")
+        return None
+    from veilrun.attest.files import load_endorsements, load_policy
+    from veilrun.serve.attested import Requirement
+
+    return Requirement(load_policy(policy), endorsements=load_endorsements(endorsements))
 
 
 def _identity_folder(given: Path | None, host: str) -> Path:

@@ -43,7 +43,8 @@ class ClientFacts:
 
     name: what apps call the model. digest: Merkle root of the *plain* weights, so this file
     stays on the trusted side. family: its word in every derivation, with what sets a noisy copy
-    or one without ends apart. eos_token_ids: plain ids that end an answer.
+    or one without ends apart. eos_token_ids: plain ids that end an answer. weights_root: Merkle
+    root of the encrypted weights, which a node's evidence must be about.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ClientFacts:
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
+    weights_root: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,11 @@ class ClientKit:
         return self.folder
 
     @property
+    def weights_root(self) -> bytes:
+        """Merkle root of the weights that the node must serve."""
+        return bytes.fromhex(self.facts.weights_root)
+
+    @property
     def ends_file(self) -> Path | None:
         """Embedding and head, where the node has neither."""
         path = self.folder / ENDS_FILE
@@ -95,9 +102,12 @@ def kits_folder(key_file: Path) -> Path:
 
 
 def facts_of(
-    checkpoint: Checkpoint, name: str, digest: str, family: str, config: Any
+    checkpoint: Checkpoint, name: str, digest: str, family: str, config: Any, weights_root: str
 ) -> ClientFacts:
-    """The facts of a plain checkpoint; `config` is its transformers configuration object."""
+    """The facts of a plain checkpoint; `config` is its transformers configuration object.
+
+    weights_root: of the encrypted one, in hex.
+    """
     eos: list[Any] = []
     for source in (checkpoint.generation_config or {}, checkpoint.config):
         value = source.get("eos_token_id")
@@ -110,6 +120,7 @@ def facts_of(
         max_model_len=config.max_position_embeddings,
         # null and -1 both say "none"
         eos_token_ids=tuple(dict.fromkeys(one for one in eos if one is not None and one >= 0)),
+        weights_root=weights_root,
     )
 
 
@@ -183,6 +194,7 @@ def _decode(body: Mapping[str, Any]) -> ClientFacts:
         vocab_size=kit.take("vocab_size", fields.within(1, 2**31)),
         max_model_len=kit.take("max_model_len", fields.within(1, 2**31)),
         eos_token_ids=kit.take("eos_token_ids", fields.natural_numbers),
+        weights_root=kit.take("weights_root", fields.hex_digits(64)),
     )
     kit.finish()
     return facts

@@ -121,7 +121,7 @@ def encrypt(
         files[MANIFEST_FILE] = encode_manifest(made)
         for name, body in files.items():
             atomic.write_file(target / name, body)
-        facts = facts_of(plain, _public_name(model), digest, work.label, work.config)
+        facts = facts_of(plain, _public_name(model), digest, work.label, work.config, root.hex())
         write_kit(kit_part, plain, facts)
         return Encryption(
             folder=out,

@@ -1,8 +1,8 @@
-"""The untrusted side: an encrypted checkpoint, an engine, and five HTTP paths.
+"""The untrusted side: an encrypted checkpoint, an engine, and a few HTTP paths.
 
 * `engine`: what the surface needs of an engine; `transformers_engine` and `vllm_engine` are two.
 * `server`: the paths; `exchange`: one request being answered; `service`: from start to signal.
-* `folder`: what a node must not hold.
+* `folder`: what a node must not hold. `attestation`: evidence of the machine.
 
 Nothing here imports a key, a codec or a tokenizer; `lint-imports` checks it.
 """

@@ -1,9 +1,10 @@
-"""The HTTP surface of a node that serves the middle of a model: an allow-list of four paths.
+"""The HTTP surface of a node that serves the middle of a model: an allow-list of paths.
 
 POST /inference/v1/middle   rows of a session in, its final states out; or the session's end
 GET  /health                200 while the engine can answer, else 503; needs no key
 GET  /v1/models             the node's card
 GET  /metrics               totals for Prometheus; tokens in are rows, tokens out are states
+GET  /veilrun/v1/attestation  evidence of this machine, where it has an attester
 
 Covered: frames that do not parse or have other sizes than the model; bodies bounded in size and
 time; a bounded queue (429); sessions that nobody ends. Neither bodies nor names are logged.
@@ -22,6 +23,7 @@ from typing import Final, Protocol
 from aiohttp import web
 
 from veilrun.errors import BusyError, DecodeError, UsageError
+from veilrun.node.attestation import AttestationPath
 from veilrun.node.front import Front, Refusal, ServerLimits
 from veilrun.node.metrics import Metrics, Outcome
 from veilrun.wire.generate import HEALTH_PATH, METRICS_PATH, MODELS_PATH
@@ -78,11 +80,13 @@ class MiddleServer:
         model: str,
         limits: ServerLimits | None = None,
         api_key: str | None = None,
+        attestation: AttestationPath | None = None,
     ) -> None:
         """`model` is the name the node serves under; with `api_key`, clients must send it."""
         self._engine = engine
         self._limits = limits or ServerLimits()
         self._front = Front(self._limits, api_key)
+        self._attestation = attestation
         self._card = NodeCard(model, engine.name, engine.max_model_len, manifest)
         self._metrics = Metrics()
         self._n_open = 0
@@ -95,6 +99,8 @@ class MiddleServer:
         app.router.add_get(HEALTH_PATH, self._health, allow_head=False)
         app.router.add_get(MODELS_PATH, self._models, allow_head=False)
         app.router.add_get(METRICS_PATH, self._show_metrics, allow_head=False)
+        if self._attestation is not None:
+            self._attestation.add_to(app)
         return app
 
     async def drain(self, grace_s: float) -> bool:

@@ -1,10 +1,11 @@
-"""The node's HTTP surface: an allow-list of five paths, tokens in and tokens out.
+"""The node's HTTP surface: an allow-list of paths, tokens in and tokens out.
 
 POST /inference/v1/generate        one prompt, an answer in one piece or as server-sent events
 POST /inference/v1/abort_requests  stop requests by the id their answers carry
 GET  /health                       200 while the engine can answer, else 503; needs no key
 GET  /v1/models                    the node's card
 GET  /metrics                      totals for Prometheus
+GET  /veilrun/v1/attestation       evidence of this machine, where it has an attester
 
 Anything else is 404. Errors are `{"error": {"message", "type", "param", "code"}}`.
 
@@ -30,6 +31,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from veilrun.errors import BusyError, DecodeError, PeerError, TransportError, UsageError
+from veilrun.node.attestation import AttestationPath
 from veilrun.node.capacity import Capacity
 from veilrun.node.engine import Engine, admit
 from veilrun.node.exchange import ID_PREFIX, ClientGone, Exchange, Sink, Stream, WholeAnswer
@@ -65,6 +67,7 @@ class NodeServer:
         model: str,
         limits: ServerLimits | None = None,
         api_key: str | None = None,
+        attestation: AttestationPath | None = None,
     ) -> None:
         """`model` is the name the node serves under; with `api_key`, clients must send it."""
         self._engine = engine
@@ -74,6 +77,7 @@ class NodeServer:
         self._admitted = replace(engine.limits, max_n=max_n, vocab_size=vocab_size)
         self._card = NodeCard(model, engine.name, engine.limits.max_model_len, manifest)
         self._front = Front(self._limits, api_key)
+        self._attestation = attestation
         self._running = Capacity(self._limits.max_running)
         self._exchanges: dict[str, set[Exchange]] = {}
         self._draining = False
@@ -87,6 +91,8 @@ class NodeServer:
         app.router.add_get(HEALTH_PATH, self._health, allow_head=False)
         app.router.add_get(MODELS_PATH, self._models, allow_head=False)
         app.router.add_get(METRICS_PATH, self._show_metrics, allow_head=False)
+        if self._attestation is not None:
+            self._attestation.add_to(app)
         return app
 
     async def drain(self, grace_s: float) -> bool:

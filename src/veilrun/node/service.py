@@ -24,7 +24,9 @@ from typing import Final, Protocol
 
 from aiohttp import web
 
+from veilrun.attest.live.machine import Attested
 from veilrun.errors import CheckpointError, UsageError
+from veilrun.node.attestation import AttestationPath
 from veilrun.node.engine import Engine
 from veilrun.node.folder import verify_weights
 from veilrun.node.middle_server import Middle, MiddleServer
@@ -47,6 +49,8 @@ class Listener:
     port: 0 takes a free one. tls: None is plain HTTP; who allows that is the caller's business.
     api_key: what clients must send; None lets everyone in who reaches the port.
     grace_s: how long requests in flight may go on after a signal to stop.
+    attested: whose evidence clients may ask for, and what it is about; the weights root is that
+    of the manifest, and the weights are held against it before anything is served.
     """
 
     host: str
@@ -54,6 +58,11 @@ class Listener:
     tls: ssl.SSLContext | None
     api_key: str | None = None
     grace_s: float = 30.0
+    attested: Attested | None = None
+
+    def attestation(self) -> AttestationPath | None:
+        """The path to the evidence, for one server."""
+        return None if self.attested is None else AttestationPath(self.attested)
 
 
 class StopSignals:
@@ -105,7 +114,7 @@ async def run_node(
                 f"the manifest names {manifest.vocab_size} ids, the weights have "
                 f"{engine.limits.vocab_size}"
             )
-        return NodeServer(engine, manifest, model, limits, listener.api_key)
+        return NodeServer(engine, manifest, model, limits, listener.api_key, listener.attestation())
 
     await _run(engine, folder, manifest, make_server, listener, on_ready)
 
@@ -122,7 +131,9 @@ async def run_middle(
     """Serve a folder without embedding and head until a signal; see `run_node`."""
 
     def make_server() -> Server:
-        return MiddleServer(engine, manifest, model, limits, listener.api_key)
+        return MiddleServer(
+            engine, manifest, model, limits, listener.api_key, listener.attestation()
+        )
 
     await _run(engine, folder, manifest, make_server, listener, on_ready)
 

@@ -32,6 +32,7 @@ from veilrun.errors import (
     VerificationError,
 )
 from veilrun.serve.ask import Ask, Delta, StopReason
+from veilrun.serve.attested import Gate, Requirement
 from veilrun.serve.ends import Ends
 from veilrun.serve.fan_in import fan_in
 from veilrun.serve.kit import IdCodec
@@ -93,19 +94,22 @@ class MiddleClient:
         eos_token_ids: tuple[int, ...],
         ends: Ends,
         timeouts: NodeTimeouts | None = None,
+        requirement: Requirement | None = None,
     ) -> None:
+        """`requirement`: what the node's machine must prove before anything is sent to it."""
         self._address = address
         self._codec = codec
         self._eos_token_ids = eos_token_ids
         self._ends = ends
         self._timeouts = timeouts or NodeTimeouts()
         self._session: aiohttp.ClientSession | None = None
+        self._gate = Gate(address, requirement)
         self._card: NodeCard | None = None
         self._card_lock = asyncio.Lock()
         self._farewells: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> MiddleClient:
-        self._session = open_session(self._address)
+        self._session = open_session(self._address, self._gate.pin)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -115,13 +119,15 @@ class MiddleClient:
             self._session = None
 
     async def card(self) -> NodeCard:
-        """The node's card, once it is known to serve what our key encrypted.
+        """The node's card, once its machine is what it must be, and serves what our key encrypted.
 
         Raises:
-            VerificationError: it serves something else.
+            VerificationError: it is something else, or serves something else.
         """
         async with self._card_lock:
-            if self._card is None:
+            if self._card is None or not self._gate.is_open:
+                self._card = None
+                await self._gate.open(self._open_session(), self._timeouts)
                 card = await get_card(self._open_session(), self._address, self._timeouts)
                 verify_card(card, self._codec)
                 if card.manifest.ends != "client":
@@ -180,6 +186,7 @@ class MiddleClient:
             return await self._send(text)
         except _LostError:
             text.name, text.n_sent = secrets.token_hex(16), 0
+        await self.card()  # perhaps it was restarted, on another machine
         try:
             return await self._send(text)
         except _LostError as error:

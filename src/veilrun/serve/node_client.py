@@ -20,6 +20,7 @@ import aiohttp
 
 from veilrun.errors import BusyError, PeerError, StallError, TransportError
 from veilrun.serve.ask import Ask, Delta
+from veilrun.serve.attested import Gate, Requirement
 from veilrun.serve.kit import IdCodec
 from veilrun.serve.node_address import NodeAddress
 from veilrun.serve.node_answers import (
@@ -88,19 +89,22 @@ class NodeClient:
         codec: IdCodec,
         eos_token_ids: tuple[int, ...],
         timeouts: NodeTimeouts | None = None,
+        requirement: Requirement | None = None,
     ) -> None:
+        """`requirement`: what the node's machine must prove before anything is sent to it."""
         self._address = address
         self._codec = codec
         self._eos_token_ids = eos_token_ids
         self._timeouts = timeouts or NodeTimeouts()
         self._session: aiohttp.ClientSession | None = None
+        self._gate = Gate(address, requirement)
         self._card: NodeCard | None = None
         self._card_lock = asyncio.Lock()
         # Requests share cached prefixes at the node only when they know the same salt.
         self._salt = secrets.token_urlsafe(32)
 
     async def __aenter__(self) -> NodeClient:
-        self._session = open_session(self._address)
+        self._session = open_session(self._address, self._gate.pin)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -109,13 +113,15 @@ class NodeClient:
             self._session = None
 
     async def card(self) -> NodeCard:
-        """The node's card, once it is known to serve what our key encrypted.
+        """The node's card, once its machine is what it must be, and serves what our key encrypted.
 
         Raises:
-            VerificationError: it serves something else.
+            VerificationError: it is something else, or serves something else.
         """
         async with self._card_lock:
-            if self._card is None:
+            if self._card is None or not self._gate.is_open:
+                self._card = None
+                await self._gate.open(self._open_session(), self._timeouts)
                 card = await get_card(self._open_session(), self._address, self._timeouts)
                 verify_card(card, self._codec)
                 self._card = card

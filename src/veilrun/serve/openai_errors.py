@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from veilrun.attest.reasons import AppraisalError
 from veilrun.errors import (
     BusyError,
     PeerError,
@@ -61,6 +62,14 @@ def reply_to(error: VeilrunError) -> ErrorReply:
         return ErrorReply(error.status, text, "invalid_request_error", error.param, error.code)
     if isinstance(error, UsageError | NodeRefusal):
         return ErrorReply(400, text, "invalid_request_error")
+    if isinstance(error, AppraisalError):
+        return ErrorReply(
+            503,
+            f"the node's machine is not what the policy asks for, so nothing was sent: {text}",
+            "server_error",
+            code="attestation_failed",
+            headers={"x-should-retry": "false"},
+        )
     if isinstance(error, PeerError):
         # Clients retry a 5xx by themselves; a node that misbehaves is not to be asked again.
         return ErrorReply(

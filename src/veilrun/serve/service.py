@@ -22,6 +22,7 @@ from typing import Final
 from aiohttp import web
 
 from veilrun.errors import RefusedError, UsageError
+from veilrun.serve.attested import Requirement
 from veilrun.serve.ends import load_ends
 from veilrun.serve.kit import Kit
 from veilrun.serve.middle_client import MiddleClient
@@ -80,18 +81,20 @@ async def run_proxy(
     listener: Listener,
     on_ready: Callable[[Ready], None],
     timeouts: NodeTimeouts | None = None,
+    requirement: Requirement | None = None,
 ) -> None:
     """Serve until a signal.
 
     Raises:
         RefusedError: other machines could use the proxy without a key.
-        VerificationError: the node serves another checkpoint than the kit's.
+        VerificationError: the node serves another checkpoint than the kit's, or its machine is
+            not what is required.
         PeerError, TransportError: the node cannot be used.
         UsageError: the address cannot be listened on, or there is no tokenizer.
     """
     verify_listener(listener)
     identity = _identity(listener)
-    async with _client(kit, address, timeouts) as node:
+    async with _client(kit, address, timeouts, requirement) as node:
         await node.card()
         text_side = load_text_side(kit.tokenizer_folder, kit.name)
         # The libraries' half a million objects live as long as we do; a collection that walks
@@ -120,13 +123,16 @@ async def run_proxy(
 
 
 def _client(
-    kit: Kit, address: NodeAddress, timeouts: NodeTimeouts | None
+    kit: Kit,
+    address: NodeAddress,
+    timeouts: NodeTimeouts | None,
+    requirement: Requirement | None,
 ) -> NodeClient | MiddleClient:
     """The way to the node; a kit with embedding and head computes with them itself."""
     if kit.ends_file is None:
-        return NodeClient(address, kit.codec, kit.eos_token_ids, timeouts)
+        return NodeClient(address, kit.codec, kit.eos_token_ids, timeouts, requirement)
     ends = load_ends(kit.ends_file, kit.codec)
-    return MiddleClient(address, kit.codec, kit.eos_token_ids, ends, timeouts)
+    return MiddleClient(address, kit.codec, kit.eos_token_ids, ends, timeouts, requirement)
 
 
 def _identity(listener: Listener) -> Identity | None:

@@ -10,12 +10,14 @@ Invariant: whatever the bytes, the outcome is a value or a `DecodeError` that na
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 from veilrun.errors import DecodeError
 
 T = TypeVar("T")
+_HEX: Final = re.compile(r"[0-9a-f]+")
 Reader = Callable[[Any, str], T]
 
 INT64_MAX = 2**63 - 1
@@ -119,6 +121,18 @@ def one_of(*words: str) -> Reader[str]:
         if value not in words:
             raise DecodeError(f"{name} must be one of {', '.join(words)}", field=name)
         return str(value)
+
+    return read
+
+
+def hex_digits(n_digits: int) -> Reader[str]:
+    """Exactly `n_digits` lower-case hex digits."""
+
+    def read(value: Any, name: str) -> str:
+        text = short_text(value, name)
+        if len(text) != n_digits or not _HEX.fullmatch(text):
+            raise DecodeError(f"{name} must be {n_digits} lower-case hex digits", field=name)
+        return text
 
     return read
 

@@ -10,7 +10,6 @@ Invariant: the `decode_*` functions return a value or raise `DecodeError`, nothi
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, cast, get_args
@@ -22,7 +21,6 @@ from veilrun.wire.fields import Fields
 MANIFEST_FILE = "veilrun.json"
 _FORMAT = "veilrun-encrypted-checkpoint"
 _VERSION = 1
-_HEX = re.compile(r"[0-9a-f]+")
 
 Ends = Literal["node", "client"]
 """Who holds embedding and head; without them a node serves the middle of a model."""
@@ -110,20 +108,10 @@ def _manifest(body: Mapping[str, object]) -> Manifest:
     manifest.take("version", fields.within(_VERSION, _VERSION))
     result = Manifest(
         mode=manifest.take("mode", fields.one_of("ee")),
-        fingerprint=manifest.take("fingerprint", _hex(32)),
+        fingerprint=manifest.take("fingerprint", fields.hex_digits(32)),
         vocab_size=manifest.take("vocab_size", fields.within(1, 2**31)),
-        weights_root=manifest.take("weights_root", _hex(64)),
+        weights_root=manifest.take("weights_root", fields.hex_digits(64)),
         ends=cast(Ends, manifest.take("ends", fields.one_of(*get_args(Ends)), "node")),
     )
     manifest.finish()
     return result
-
-
-def _hex(n_digits: int) -> fields.Reader[str]:
-    def read(value: object, name: str) -> str:
-        text = fields.short_text(value, name)
-        if len(text) != n_digits or not _HEX.fullmatch(text):
-            raise DecodeError(f"{name} must be {n_digits} lower-case hex digits", field=name)
-        return text
-
-    return read

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from card_rig import ORDER, attack, subject
+
 from veilrun.attacks import methods
 from veilrun.attacks.attack import Attack
 from veilrun.attacks.audit import audit, planned

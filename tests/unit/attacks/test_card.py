@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from card_rig import card, outcome, rate
+
 from veilrun.attacks.card import Card
 from veilrun.attacks.card_files import write_card
 from veilrun.attacks.card_html import card_html

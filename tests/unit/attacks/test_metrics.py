@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-
 from card_rig import ORDER, TEXTS, subject
+
 from veilrun.attacks.holdings import NOBODY, Kinship, Reading, Substitution
 from veilrun.attacks.levels import Level
 from veilrun.attacks.metrics import Rate, Score, bleu, score

@@ -76,7 +76,7 @@ def test_a_key_file_is_found_under_any_name(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["client.json", "kits/0123/client.json", "notes"])
 def test_a_client_kit_is_found_wherever_it_lies(folder: Path, tmp_path: Path, name: str) -> None:
     with Checkpoint(write_weights(tmp_path / "plain")) as plain:
-        write_kit(tmp_path, plain, ClientFacts("m", "0" * 64, "llama", 10, 64, (2,)))
+        write_kit(tmp_path, plain, ClientFacts("m", "0" * 64, "llama", 10, 64, (2,), "0" * 64))
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "client.json").rename(path)

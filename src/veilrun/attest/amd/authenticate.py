@@ -22,10 +22,11 @@ from typing import Final
 
 from cryptography import x509
 
-from veilrun.attest.amd.endorsement_key import chip_id, cloud, common_name, has_version
+from veilrun.attest.amd.endorsement_key import chip_id, cloud, has_version
 from veilrun.attest.amd.evidence import SnpEvidence
 from veilrun.attest.amd.processors import Product, product_of
 from veilrun.attest.amd.report import SnpReport
+from veilrun.attest.certificates import common_name
 from veilrun.attest.chains import verified_chain
 from veilrun.attest.checks import CheckLog
 from veilrun.attest.claims import Claims, Kind

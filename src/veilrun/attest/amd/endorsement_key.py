@@ -20,15 +20,6 @@ _IA5_STRING: Final = 0x16
 _MALFORMED: Final = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
-def common_name(one: x509.Certificate) -> str:
-    """`SEV-VCEK`, `SEV-Milan`; empty if there is none."""
-    try:
-        names = one.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    except _MALFORMED:  # names are decoded when they are first read
-        return ""
-    return str(names[0].value) if len(names) == 1 else ""
-
-
 def has_version(one: x509.Certificate, component: str, version: int) -> bool:
     """Whether the certificate is for this version of a component."""
     content = bytes([version]) if version < 0x80 else bytes([0, version])

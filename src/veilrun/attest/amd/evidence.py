@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
 
 from veilrun.attest.amd.report import REPORT_BYTES, SnpReport, is_report, parse_report
 from veilrun.attest.claims import Kind
 from veilrun.attest.dstack import parse_envelope, peek
 from veilrun.attest.endorsements import Endorsements
-from veilrun.attest.hcl import HclReport, parse_hcl, recognise_hcl
+from veilrun.attest.hcl import HclReport, is_of_tdx, parse_hcl, recognise_hcl
 from veilrun.errors import DecodeError
-
-_TEE_IN_HCL: Final = slice(1224, 1228)
-_SNP_IN_HCL: Final = b"\2\0\0\0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +32,7 @@ class SnpEvidence:
 def recognise(data: bytes) -> bool:
     """Whether `data` looks like evidence of a SEV-SNP guest."""
     if recognise_hcl(data):
-        return data[_TEE_IN_HCL] == _SNP_IN_HCL
+        return not is_of_tdx(data)
     return (len(data) == REPORT_BYTES and is_report(data)) or is_report(
         peek(data, Kind.AMD_SEV_SNP)
     )

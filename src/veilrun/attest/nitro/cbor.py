@@ -1,9 +1,9 @@
 """CBOR of bounded work and of one meaning, by cbor2.
 
-Refused: tags, duplicate keys, more than `_MAX_DEPTH` levels, and all that is not written in the
-shortest form, which is checked by writing it again: long lengths, strings in parts, bytes behind
-the end. A map as a whole may have no length and an end mark instead: the module writes its
-document that way.
+Refused: tags, more than `_MAX_DEPTH` levels, and all that is not written in the shortest form,
+which is checked by writing it again: long lengths, strings in parts, keys that are there twice,
+bytes behind the end. A map as a whole may have no length and an end mark instead: the module writes
+its document that way.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ class _NoTags(Mapping[int, Callable[..., Any]]):
 def read_cbor(data: bytes, what: str) -> Any:
     """The one value in `data`. what: named in errors."""
     try:
-        value = cbor2.loads(
-            data, semantic_decoders=_NoTags(), max_depth=_MAX_DEPTH, allow_duplicate_keys=False
-        )
+        value = cbor2.loads(data, semantic_decoders=_NoTags(), max_depth=_MAX_DEPTH)
         again = write_cbor(value)
     except (cbor2.CBORError, ValueError, TypeError) as error:
         raise DecodeError(f"{what} is not CBOR: {str(error)[:100]}") from error

@@ -18,6 +18,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
+from veilrun.attest.certificates import key_sha256
 from veilrun.attest.chains import verify_chain
 from veilrun.attest.checks import CheckLog
 from veilrun.attest.claims import Claims, Kind
@@ -28,7 +29,7 @@ from veilrun.attest.kinds import authenticate as authenticate_tee
 from veilrun.attest.pins import TPM_CLOUDS
 from veilrun.attest.reasons import AppraisalError, Reason
 from veilrun.attest.tpm.evidence import Azure, TpmEvidence
-from veilrun.attest.tpm.keys import Candidate, candidates, fingerprint
+from veilrun.attest.tpm.keys import Candidate, candidates
 from veilrun.attest.tpm.quote import digest_of
 from veilrun.errors import DecodeError
 
@@ -47,7 +48,7 @@ def authenticate(
     # 1. signature
     with log.step("quote signature"):
         signer = _signer(evidence, endorsements)
-    identity = {"attestation_key": fingerprint(signer.key)}
+    identity = {"attestation_key": key_sha256(signer.key).hex()}
     nested: tuple[Claims, ...] = ()
     # 2. voucher
     if signer.certificate is not None:

@@ -1,7 +1,7 @@
 """Which key has signed a quote, and who says that it is a TPM's.
 
-Candidates, in this order: the key in the evidence; `HCLAkPub` of the paravisor's runtime data;
-keys of certificates at hand that are for attestation keys.
+Candidates, in this order: keys of certificates at hand that are for attestation keys; the key in
+the evidence, or `HCLAkPub` of the paravisor's runtime data.
 
 A certificate is for attestation keys if it is no authority's, may sign, and names the extended key
 usage 2.23.133.8.3 or none: Azure's name it, Google's have no extended usage at all.
@@ -10,7 +10,6 @@ usage 2.23.133.8.3 or none: Azure's name it, Google's have no extended usage at 
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from veilrun.attest.endorsements import Endorsements
 from veilrun.attest.tpm.evidence import TpmEvidence
@@ -43,20 +41,14 @@ class Candidate:
 
 def candidates(evidence: TpmEvidence, endorsements: Endorsements) -> Iterator[Candidate]:
     """All keys that may have signed, see above."""
-    if evidence.key is not None:
-        yield Candidate(evidence.key)
-    elif evidence.azure is not None:
-        yield Candidate(azure_key(evidence.azure.report.runtime_data))
     for one in endorsements.certificates:
         key = _certified_key(one)
         if key is not None:
             yield Candidate(key, one)
-
-
-def fingerprint(key: PublicKeyTypes) -> str:
-    """SHA-256 of its SubjectPublicKeyInfo: how policies name it."""
-    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(spki).hexdigest()
+    if evidence.key is not None:
+        yield Candidate(evidence.key)
+    elif evidence.azure is not None:
+        yield Candidate(azure_key(evidence.azure.report.runtime_data))
 
 
 def azure_key(runtime_data: bytes) -> PublicKeyTypes:

@@ -98,11 +98,30 @@ def verdicts(cards: dict[str, Card], lines: dict[str, Any]) -> str:
     return "".join(f"* `{mode}`: {verdict(card).headline}\n" for mode, card in cards.items())
 
 
+def rivals(cards: dict[str, Card], lines: dict[str, Any]) -> str:
+    """Published transforms on real tables: the share of ids that each attack reads."""
+    measured = json.loads((DOCS / "rivals.json").read_text())
+    models = list(dict.fromkeys(one["model"] for one in measured))
+    rows = [
+        "| transform | attack | " + " | ".join(models) + " |",
+        "| --- |" + " --- |" * (len(models) + 1),
+    ]
+    pairs = dict.fromkeys((one["transform"], one["attack"]) for one in measured)
+    shares = {
+        (one["transform"], one["attack"], one["model"]): one["vocabulary"] for one in measured
+    }
+    for transform, attack in pairs:
+        cells = [percent(shares[transform, attack, model]) for model in models]
+        rows.append(f"| `{transform}` | {attack} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
 TABLES: Final[dict[str, Callable[[dict[str, Card], dict[str, Any]], str]]] = {
     "summary": summary,
     "strongest": strongest,
     "verdicts": verdicts,
     "attacks": attacks,
+    "rivals": rivals,
 }
 
 

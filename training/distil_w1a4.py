@@ -58,7 +58,7 @@ class Recipe:
     """How to train."""
 
     rate: float = 4e-4
-    epochs: int = 4
+    epochs: int = 3
     batch: int = 32
     warmup: float = 0.05  # share of the run
     real: float = 0.1  # share of the run with weights that are not signs at all

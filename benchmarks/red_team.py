@@ -28,7 +28,7 @@ from scatter import Point, scatter
 from veilrun import atomic
 from veilrun.attacks.audit import audit, planned
 from veilrun.attacks.building import build
-from veilrun.attacks.card_json import encode_card
+from veilrun.attacks.card_json import decode_card, encode_card
 from veilrun.attacks.catalogue import ATTACKS
 from veilrun.attacks.wording import percent
 from veilrun.equivariant import agreement
@@ -134,15 +134,19 @@ def fine_tune(model: Path, work: Path) -> Path:
     return out
 
 
-def plot(results: list[Result]) -> str:
-    """Recovery against agreement, a point for each mode and attacker."""
-    points = [
-        Point(level, one.mode, one.agreement, share)
-        for one in results
-        for level, share in one.recovered.items()
-    ]
+def plot(results: list[Result], docs: Path) -> str:
+    """Recovery against agreement: of each mode, the best attack that each attacker adds."""
+    points = []
+    for one in results:
+        card = decode_card((docs / f"{one.mode}.json").read_bytes())
+        for level in card.levels:
+            shares = [
+                made.rate.share for made in card.outcomes if made.level == level and made.rate
+            ]
+            if shares:
+                points.append(Point(level, one.mode, one.agreement, max(shares)))
     return scatter(
-        "what each attacker reads, and what the mode costs",
+        "what each attacker's own attacks read, and what the mode costs",
         "positions with the plain model's top token",
         "tokens of secret text read",
         points,
@@ -194,7 +198,9 @@ def write_frontier(results: list[Result], docs: Path) -> None:
     known |= {one.mode: asdict(one) for one in results}
     ordered = [known[mode.name] for mode in MODES if mode.name in known]
     atomic.write_file(path, (json.dumps(ordered, indent=1) + "\n").encode())
-    atomic.write_file(docs / "frontier.svg", plot([Result(**one) for one in ordered]).encode())
+    atomic.write_file(
+        docs / "frontier.svg", plot([Result(**one) for one in ordered], docs).encode()
+    )
 
 
 if __name__ == "__main__":

@@ -108,10 +108,11 @@ def rivals(cards: dict[str, Card], lines: dict[str, Any]) -> str:
     ]
     pairs = dict.fromkeys((one["transform"], one["attack"]) for one in measured)
     shares = {
-        (one["transform"], one["attack"], one["model"]): one["vocabulary"] for one in measured
+        (one["transform"], one["attack"], one["model"]): percent(one["vocabulary"])
+        for one in measured
     }
     for transform, attack in pairs:
-        cells = [percent(shares[transform, attack, model]) for model in models]
+        cells = [shares.get((transform, attack, model), "") for model in models]
         rows.append(f"| `{transform}` | {attack} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 

@@ -19,8 +19,8 @@ from typing import Final
 from chart import COLOURS, STYLE, text
 
 _WIDTH, _HEIGHT = 760, 460
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 84, 96
-_SHAPES: Final = ("circle", "square", "diamond", "triangle", "cross")
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 92, 96
+_SHAPES: Final = ("circle", "square", "diamond", "triangle", "bar", "cross")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _axes(x_name: str, y_name: str) -> list[str]:
             text(x, _HEIGHT - _BOTTOM + 16, f"{share:.0%}", "tick", "middle"),
         ]
     parts.append(text(_across(0.5), _HEIGHT - _BOTTOM + 36, x_name, "group", "middle"))
-    parts.append(text(12, _TOP - 36, y_name, "group"))
+    parts.append(text(12, _TOP - 40, y_name, "group"))
     return parts
 
 
@@ -97,16 +97,17 @@ def _legend(series: Sequence[str]) -> list[str]:
 
 
 def _names(points: Sequence[Point]) -> list[str]:
-    """Modes over their columns, slanted; modes at one place share a line."""
+    """Modes over their columns; modes at one place share a line."""
     columns: dict[int, list[str]] = {}
     for one in points:
         names = columns.setdefault(round(_across(one.x) / 14), [])
         if one.name not in names:
             names.append(one.name)
     parts = []
-    for column, names in columns.items():
+    for at, (column, names) in enumerate(sorted(columns.items())):
         anchor = "end" if column * 14 > _WIDTH * 0.8 else "start"
-        parts.append(text(column * 14, _TOP - 10, ", ".join(names), "tick", anchor))
+        y = _TOP - 10 - 14 * (at % 2)  # neighbours in two lines
+        parts.append(text(column * 14, y, ", ".join(names), "tick", anchor))
     return parts
 
 
@@ -123,6 +124,8 @@ def _mark(series: int, x: float, y: float) -> str:
             path = f"M{x:.1f} {y - 6:.1f} l6 6 l-6 6 l-6 -6 Z"
         case "triangle":
             path = f"M{x:.1f} {y - 6:.1f} l6 11 h-12 Z"
+        case "bar":
+            return f'<rect x="{x - 7:.1f}" y="{y - 2:.1f}" width="14" height="4" fill="{colour}"/>'
         case _:
             path = f"M{x - 5:.1f} {y - 5:.1f} l10 10 m0 -10 l-10 10"
             return f'<path d="{path}" stroke="{colour}" stroke-width="2.5" fill="none"/>'

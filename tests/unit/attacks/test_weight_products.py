@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from red_team_rig import KEY, recovered, sealed, stories, subject, unrelated
 
@@ -32,3 +34,10 @@ def test_unrelated_tables_match_by_chance_only():
     weights = bundled()
     of = subject(weights, sealed(weights, "invertible"), base=unrelated(weights))
     assert recovered(ATTACK, of) < 0.02
+
+
+def test_a_node_without_a_head_is_compared_by_the_rest():
+    weights = stories()
+    copy = sealed(weights, "invertible")
+    copy = replace(copy, weights=replace(copy.weights, head=None))
+    assert recovered(ATTACK, subject(weights, copy)) > 0.99

@@ -18,6 +18,7 @@ Fails under noise on the rows, which blurs the quantiles; more products help.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -38,6 +39,8 @@ _TINY: Final = 1e-30
 def run(have: Holdings) -> Substitution:
     """Add up the likeness of all products' rows."""
     sealed, base = have.tables
+    if sealed.head is None or base.head is None:  # a node may have none, though the base does
+        sealed, base = replace(sealed, head=None), replace(base, head=None)
     mine, theirs = list(_products(sealed)), list(_products(base))
     found = np.empty((sealed.vocab_size, min(_K, base.vocab_size)), np.int64)
     for start in range(0, sealed.vocab_size, _BLOCK):

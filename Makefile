@@ -10,7 +10,10 @@ export TOKENIZERS_PARALLELISM = false
 demo: $(VENV)/.ready
 	$(BIN)/veilrun demo
 
-# A file of tests stays in one process, so what it set up is used by all of it.
+# One thread for each process of tests: more of them would wait for one another. A file of tests
+# stays in one process, so what it set up is used by all of it.
+test: export OMP_NUM_THREADS = 1
+test: export OPENBLAS_NUM_THREADS = 1
 test: $(VENV)/.ready
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 

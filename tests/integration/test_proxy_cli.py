@@ -64,6 +64,7 @@ def add_kit(kit: TestKit, key_file: Path, key: MasterKey, name: str, digest: str
         "vocab_size": 512,
         "max_model_len": 512,
         "eos_token_ids": [2],
+        "weights_root": "0" * 64,
     }
     home = kits_folder(key_file) / codec.fingerprint
     shutil.copytree(kit.tokenizer_folder, home)

@@ -24,15 +24,12 @@ from typing import Final
 import aiohttp
 
 from veilrun.errors import (
-    BusyError,
-    PeerError,
     StallError,
     TransportError,
     VeilrunError,
-    VerificationError,
 )
 from veilrun.serve.ask import Ask, Delta, StopReason
-from veilrun.serve.attested import Gate, Requirement
+from veilrun.serve.attested import Requirement
 from veilrun.serve.ends import Ends
 from veilrun.serve.fan_in import fan_in
 from veilrun.serve.kit import IdCodec
@@ -41,13 +38,11 @@ from veilrun.serve.node_answers import NodeRefusal
 from veilrun.serve.node_http import (
     NodeTimeouts,
     check_status,
-    get_card,
     network_faults,
-    open_session,
     read_body,
     reason,
-    verify_card,
 )
+from veilrun.serve.node_link import NodeLink
 from veilrun.serve.sampling import Sampler
 from veilrun.wire.manifest import NodeCard
 from veilrun.wire.middle import (
@@ -102,21 +97,16 @@ class MiddleClient:
         self._eos_token_ids = eos_token_ids
         self._ends = ends
         self._timeouts = timeouts or NodeTimeouts()
-        self._session: aiohttp.ClientSession | None = None
-        self._gate = Gate(address, requirement)
-        self._card: NodeCard | None = None
-        self._card_lock = asyncio.Lock()
+        self._link = NodeLink(address, codec, self._timeouts, requirement, "client")
         self._farewells: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> MiddleClient:
-        self._session = open_session(self._address, self._gate.pin)
+        self._link.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*self._farewells, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._link.close()
 
     async def card(self) -> NodeCard:
         """The node's card, once its machine is what it must be, and serves what our key encrypted.
@@ -124,30 +114,17 @@ class MiddleClient:
         Raises:
             VerificationError: it is something else, or serves something else.
         """
-        async with self._card_lock:
-            if self._card is None or not self._gate.is_open:
-                self._card = None
-                await self._gate.open(self._open_session(), self._timeouts)
-                card = await get_card(self._open_session(), self._address, self._timeouts)
-                verify_card(card, self._codec)
-                if card.manifest.ends != "client":
-                    raise VerificationError("the node says that it has the ends, which are here")
-                self._card = card
-            return self._card
+        return await self._link.card()
 
     async def stream(self, ask: Ask) -> AsyncGenerator[list[Delta]]:
         """Yield the answers' next tokens as they come. Closing the generator ends the sessions."""
         await self.card()
         answers = [self._answer(ask, index) for index in range(ask.sampling.n)]
         merged = answers[0] if len(answers) == 1 else fan_in(answers, n_at_once=ANSWERS_AT_ONCE)
-        try:
+        with self._link.forgetting():
             async with aclosing(merged) as batches:
                 async for batch in batches:
                     yield batch
-        except (PeerError, TransportError) as error:
-            if not isinstance(error, BusyError | NodeRefusal):
-                self._card = None  # who answers next may be another
-            raise
 
     async def complete(self, ask: Ask) -> list[Delta]:
         """The whole answers, token by token."""
@@ -234,15 +211,10 @@ class MiddleClient:
             return
 
     def _post(self, body: bytes, limit_s: float) -> aiohttp.client._RequestContextManager:
-        return self._open_session().post(
+        return self._link.session.post(
             self._address.url + MIDDLE_PATH,
             data=body,
             headers={"Content-Type": FRAME_TYPE},
             timeout=aiohttp.ClientTimeout(sock_connect=self._timeouts.connect_s, sock_read=limit_s),
             allow_redirects=False,
         )
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("MiddleClient is used outside of `async with`")
-        return self._session

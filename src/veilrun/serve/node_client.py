@@ -18,9 +18,9 @@ from functools import partial
 
 import aiohttp
 
-from veilrun.errors import BusyError, PeerError, StallError, TransportError
+from veilrun.errors import StallError, TransportError
 from veilrun.serve.ask import Ask, Delta
-from veilrun.serve.attested import Gate, Requirement
+from veilrun.serve.attested import Requirement
 from veilrun.serve.kit import IdCodec
 from veilrun.serve.node_address import NodeAddress
 from veilrun.serve.node_answers import (
@@ -33,14 +33,12 @@ from veilrun.serve.node_answers import (
 from veilrun.serve.node_http import (
     NodeTimeouts,
     check_status,
-    get_card,
     hear_out,
     network_faults,
-    open_session,
     read_body,
     reason,
-    verify_card,
 )
+from veilrun.serve.node_link import NodeLink
 from veilrun.wire.generate import GENERATE_PATH, GenerateRequest, SamplingParams, encode_request
 from veilrun.wire.manifest import NodeCard
 
@@ -96,21 +94,16 @@ class NodeClient:
         self._codec = codec
         self._eos_token_ids = eos_token_ids
         self._timeouts = timeouts or NodeTimeouts()
-        self._session: aiohttp.ClientSession | None = None
-        self._gate = Gate(address, requirement)
-        self._card: NodeCard | None = None
-        self._card_lock = asyncio.Lock()
+        self._link = NodeLink(address, codec, self._timeouts, requirement, "node")
         # Requests share cached prefixes at the node only when they know the same salt.
         self._salt = secrets.token_urlsafe(32)
 
     async def __aenter__(self) -> NodeClient:
-        self._session = open_session(self._address, self._gate.pin)
+        self._link.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._link.close()
 
     async def card(self) -> NodeCard:
         """The node's card, once its machine is what it must be, and serves what our key encrypted.
@@ -118,14 +111,7 @@ class NodeClient:
         Raises:
             VerificationError: it is something else, or serves something else.
         """
-        async with self._card_lock:
-            if self._card is None or not self._gate.is_open:
-                self._card = None
-                await self._gate.open(self._open_session(), self._timeouts)
-                card = await get_card(self._open_session(), self._address, self._timeouts)
-                verify_card(card, self._codec)
-                self._card = card
-            return self._card
+        return await self._link.card()
 
     async def stream(self, ask: Ask) -> AsyncGenerator[list[Delta]]:
         """Yield the answers' next tokens as they come. Closing the generator stops the node."""
@@ -159,7 +145,7 @@ class NodeClient:
                     with network_faults(self._timeouts.answer_s):
                         return answers.whole(await read_body(response, limit_bytes))
         except TimeoutError as error:
-            self._card = None
+            self._link.forget()
             raise StallError(f"no answer within {self._timeouts.answer_s:.0f} s") from error
 
     @asynccontextmanager
@@ -174,7 +160,7 @@ class NodeClient:
             stream=stream,
         )
         body = encode_request(request)
-        try:
+        with self._link.forgetting():
             response = await self._send(body, stream=stream)
             try:
                 with network_faults(self._silence_s(stream=stream)):
@@ -185,16 +171,12 @@ class NodeClient:
             finally:
                 # Half-read answers close the connection; complete ones have given it back.
                 response.close()
-        except (PeerError, TransportError) as error:
-            if not isinstance(error, BusyError | NodeRefusal):
-                self._card = None  # who answers next may be another
-            raise
 
     async def _send(self, body: bytes, *, stream: bool) -> aiohttp.ClientResponse:
         """Post, once more if an idle connection turns out to have been closed meanwhile."""
         silence_s = self._silence_s(stream=stream)
         post = partial(
-            self._open_session().post,
+            self._link.session.post,
             self._address.url + GENERATE_PATH,
             data=body,
             timeout=aiohttp.ClientTimeout(
@@ -208,15 +190,10 @@ class NodeClient:
             except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
                 raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                self._card = None  # perhaps it was restarted, with something else
+                self._link.forget()  # perhaps it was restarted, with something else
                 await self.card()
                 return await post()
 
     def _silence_s(self, *, stream: bool) -> float:
         # A whole answer is silent until it is there.
         return self._timeouts.stall_s if stream else self._timeouts.answer_s
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("NodeClient is used outside of `async with`")
-        return self._session

@@ -3,10 +3,8 @@ noise where there is a head; noise four times as large stops them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-from red_team_rig import KEY, minilm, recovered, sealed, stories, subject, unrelated
+from red_team_rig import KEY, part_of_minilm, recovered, sealed, stories, subject, unrelated
 
 from veilrun.attacks.methods.eigenvector_fingerprint import ATTACK
 from veilrun.attacks.rivals import Noise, covariant_copy
@@ -16,11 +14,6 @@ from veilrun.bundled import prompter
 
 def bundled() -> Weights:
     return read_weights(prompter())
-
-
-def part_of_minilm() -> Weights:
-    """3,000 rows of whole words."""
-    return replace(minilm(), embedding=minilm().embedding[2000:5000])
 
 
 @pytest.mark.parametrize(

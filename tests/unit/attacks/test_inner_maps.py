@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from red_team_rig import KEY, minilm, recovered, sealed, stories, subject, unrelated
+from red_team_rig import KEY, part_of_minilm, recovered, sealed, stories, subject, unrelated
 
 from veilrun.attacks.inner_key import find_inner_key, inner_map
 from veilrun.attacks.levels import Level
@@ -19,11 +19,6 @@ from veilrun.bundled import prompter
 
 def bundled() -> Weights:
     return read_weights(prompter())
-
-
-def part_of_minilm() -> Weights:
-    """3,000 rows of whole words."""
-    return replace(minilm(), embedding=minilm().embedding[2000:5000])
 
 
 def noisy(weights: Weights, amount: float, label: str = ""):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from red_team_rig import KEY, minilm, recovered, sealed, stories, subject, unrelated
+from red_team_rig import KEY, part_of_minilm, recovered, sealed, stories, subject, unrelated
 
 from veilrun.attacks.levels import Level
 from veilrun.attacks.methods.known_pairs_ridge import ATTACK
@@ -18,11 +18,6 @@ from veilrun.bundled import prompter
 
 def bundled():
     return read_weights(prompter())
-
-
-def part_of_minilm():
-    """3,000 rows of whole words."""
-    return replace(minilm(), embedding=minilm().embedding[2000:5000])
 
 
 def known_of(weights, copy, base=None):

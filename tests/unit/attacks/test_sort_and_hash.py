@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from red_team_rig import minilm, recovered, sealed, stories, subject, unrelated
+from red_team_rig import part_of_minilm, recovered, sealed, stories, subject, unrelated
 
 from veilrun.attacks.methods.sort_and_hash import ATTACK
 
 
-@pytest.mark.parametrize("tables", [stories, minilm], ids=["stories260K", "MiniLM"])
+@pytest.mark.parametrize("tables", [stories, part_of_minilm], ids=["stories260K", "MiniLM"])
 @pytest.mark.parametrize("rival", ["vocabulary", "permutation"])
 def test_sorted_rows_read_a_permuted_embedding(tables, rival):
     weights = tables()

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from red_team_rig import KEY, minilm, recovered, sealed, stories, subject, unrelated
+from red_team_rig import KEY, minilm, part_of_minilm, recovered, sealed, stories, subject, unrelated
 
 from veilrun.attacks import rivals
 from veilrun.attacks.matching import nearest
 from veilrun.attacks.methods.svd_fingerprint import ATTACK
 from veilrun.attacks.rivals import Noise, StreamKey
-from veilrun.attacks.weights import Table, Weights
+from veilrun.attacks.weights import Table
 from veilrun.keys import SecretStream
 
 UNTRAINED = frozenset(range(3, 259))
@@ -22,12 +22,6 @@ UNTRAINED = frozenset(range(3, 259))
 
 def in_16_bits(rows: Table) -> Table:
     return torch.from_numpy(rows).bfloat16().double().numpy()
-
-
-def part_of_minilm() -> Weights:
-    """Its first 4,000 tokens."""
-    weights = minilm()
-    return replace(weights, embedding=weights.embedding[:4000])
 
 
 @pytest.mark.parametrize("tables", [stories, part_of_minilm], ids=["stories260K", "MiniLM"])

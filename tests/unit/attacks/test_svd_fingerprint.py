@@ -31,9 +31,8 @@ def test_singular_vectors_read_a_rotated_embedding(tables, rival):
     assert recovered(ATTACK, subject(weights, sealed(weights, rival))) == 1.0
 
 
-@pytest.mark.slow
-def test_all_of_minilm_stored_in_16_bits_is_read():
-    base = replace(minilm(), embedding=in_16_bits(minilm().embedding))
+def test_8000_words_of_minilm_stored_in_16_bits_are_read():
+    base = replace(minilm(), embedding=in_16_bits(minilm().embedding[2000:10000]))
     copy = sealed(base, "orthogonal")
     stored = replace(copy.weights, embedding=in_16_bits(copy.weights.embedding))
     assert recovered(ATTACK, subject(base, replace(copy, weights=stored))) > 0.999

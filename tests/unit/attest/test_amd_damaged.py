@@ -12,7 +12,8 @@ from amd_rig import endorsements
 from attest_rig import data
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import HealthCheck, given, settings
+from damage import REFUSED, examples, flipped, with_damage
+from hypothesis import given
 from hypothesis import strategies as st
 
 from veilrun.attest import hcl
@@ -25,7 +26,6 @@ from veilrun.attest.signatures import is_signed_by
 from veilrun.errors import DecodeError, VerificationError
 
 AT = datetime(2026, 7, 1, tzinfo=UTC)
-REFUSED = (DecodeError, VerificationError)
 CERTIFICATES = {
     "report": ["snp-genoa-v5-vcek.der", "amd-genoa-ask.der", "amd-genoa-ark.der"],
     "hcl": ["snp-genoa-v3-azure-vcek.pem", "amd-genoa-ask.der", "amd-genoa-ark.der"],
@@ -53,10 +53,6 @@ def examine(kind: str, content: bytes) -> Claims:
     """What the command does with a file of this kind."""
     evidence.recognise(content)
     return authenticate.authenticate(evidence.parse(content), known(kind), AT, CheckLog("amd"))
-
-
-def flipped(content: bytes, at: int, bit: int = 0) -> bytes:
-    return content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
 
 
 def still_holds(parsed: evidence.SnpEvidence, key: x509.Certificate) -> bool:
@@ -147,28 +143,12 @@ def test_damaged_revocation_lists_give_only_our_errors():
 
 
 @pytest.mark.parametrize("kind", FILES)
-@settings(
-    max_examples=150,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@examples(150)
 @given(source=st.data())
 def test_damage_gives_only_our_errors(kind, source):
-    content = bytearray(subject(kind))
-    for _ in range(source.draw(st.integers(1, 3))):
-        at = source.draw(st.integers(0, max(len(content) - 1, 0)))
-        match source.draw(st.sampled_from(["cut", "flip", "insert", "drop"])):
-            case "cut":
-                del content[at:]
-            case "flip" if content:
-                content[at] ^= source.draw(st.integers(1, 255))
-            case "insert":
-                content[at:at] = source.draw(st.binary(min_size=1, max_size=16))
-            case _:
-                del content[at : at + source.draw(st.integers(1, 64))]
+    content = with_damage(source, subject(kind))
     try:
-        examine(kind, bytes(content))
+        examine(kind, content)
     except REFUSED:
         pass
 

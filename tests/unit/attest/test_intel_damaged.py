@@ -9,7 +9,8 @@ from functools import cache
 
 import intel_rig
 import pytest
-from hypothesis import HealthCheck, given, settings
+from damage import REFUSED, examples, flipped, with_damage
+from hypothesis import given
 from hypothesis import strategies as st
 from intel_rig import data, endorsements, examine
 
@@ -17,16 +18,10 @@ from veilrun.attest.endorsements import Endorsements
 from veilrun.attest.files import read
 from veilrun.attest.intel import evidence
 from veilrun.attest.intel.reports import parse_tdreport
-from veilrun.errors import DecodeError, VerificationError
 
-REFUSED = (DecodeError, VerificationError)
 AT = datetime(2026, 3, 17, 23, tzinfo=UTC)
 V5 = "tdx-v5-quote-90c06f-uptodate.bin"
 PARAVISOR = "tdx-hcl-report-azure-dcesv6.bin"
-
-
-def flipped(content: bytes, at: int, bit: int) -> bytes:
-    return content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
 
 
 @pytest.mark.parametrize(("name", "step"), [(intel_rig.SGX, 1), (intel_rig.TDX, 3), (V5, 1)])
@@ -132,28 +127,12 @@ def try_all(kind: str, content: bytes) -> None:
         "tdreport",
     ],
 )
-@settings(
-    max_examples=120,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@examples(120)
 @given(source=st.data())
 def test_damage_gives_only_our_errors(kind, source):
-    content = bytearray(subjects()[kind])
-    for _ in range(source.draw(st.integers(1, 3))):
-        at = source.draw(st.integers(0, max(len(content) - 1, 0)))
-        match source.draw(st.sampled_from(["cut", "flip", "insert", "drop"])):
-            case "cut":
-                del content[at:]
-            case "flip" if content:
-                content[at] ^= source.draw(st.integers(1, 255))
-            case "insert":
-                content[at:at] = source.draw(st.binary(min_size=1, max_size=16))
-            case _:
-                del content[at : at + source.draw(st.integers(1, 64))]
+    content = with_damage(source, subjects()[kind])
     try:
-        try_all(kind, bytes(content))
+        try_all(kind, content)
     except REFUSED:
         pass
 

@@ -12,7 +12,8 @@ import attest_rig
 import cbor2
 import pytest
 from attest_rig import data
-from hypothesis import HealthCheck, given, settings
+from damage import REFUSED, examples, flipped, with_damage
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nitro_rig import AT, MadeModule, judge
 
@@ -23,14 +24,13 @@ from veilrun.attest.nitro import authenticate, document
 from veilrun.attest.nitro.cbor import read_cbor
 from veilrun.attest.reasons import AppraisalError, Reason
 from veilrun.attest.signatures import is_signed_by
-from veilrun.errors import DecodeError, VerificationError
+from veilrun.errors import DecodeError
 
 CASES = {case["id"]: case for case in attest_rig.vectors("nitro")}
 RECORDED, RECORDED_AT = (
     "nitro/nitro-2025-12-25-1315.bin",
     datetime(2025, 12, 25, 14, tzinfo=UTC),
 )
-REFUSED = (DecodeError, VerificationError)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -244,10 +244,6 @@ def test_any_bytes_as_cbor(content):
         pass
 
 
-def flipped(content: bytes, at: int, bit: int) -> bytes:
-    return content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
-
-
 def test_flipped_documents_are_refused():
     draw = random.Random(1)
     good = data(RECORDED)[4 : 4 + 4527]
@@ -287,27 +283,11 @@ def recorded() -> bytes:
     return data(RECORDED)
 
 
-@settings(
-    max_examples=300,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@examples(300)
 @given(source=st.data())
 def test_damage_gives_only_our_errors(source):
-    content = bytearray(recorded() if source.draw(st.booleans()) else recorded()[4:4531])
-    for _ in range(source.draw(st.integers(1, 3))):
-        at = source.draw(st.integers(0, max(len(content) - 1, 0)))
-        match source.draw(st.sampled_from(["cut", "flip", "insert", "drop"])):
-            case "cut":
-                del content[at:]
-            case "flip" if content:
-                content[at] ^= source.draw(st.integers(1, 255))
-            case "insert":
-                content[at:at] = source.draw(st.binary(min_size=1, max_size=16))
-            case _:
-                del content[at : at + source.draw(st.integers(1, 64))]
+    content = with_damage(source, recorded() if source.draw(st.booleans()) else recorded()[4:4531])
     try:
-        examine(bytes(content))
+        examine(content)
     except REFUSED:
         pass

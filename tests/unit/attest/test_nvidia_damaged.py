@@ -11,7 +11,8 @@ from functools import cache
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import HealthCheck, given, settings
+from damage import REFUSED, examples, flipped, with_damage
+from hypothesis import given
 from hypothesis import strategies as st
 from nvidia_rig import AT, data, endorsements
 
@@ -23,11 +24,6 @@ from veilrun.errors import DecodeError, VerificationError
 REPORT, CHAIN = "hopper-580-159-03-report.txt", "hopper-580-159-03-chain.pem"
 VBIOS = "rim-vbios-1010-0200-882-96005e0001.xml"
 VBIOS_AT = datetime(2024, 6, 1, tzinfo=UTC)
-REFUSED = (DecodeError, VerificationError)
-
-
-def flipped(content: bytes, at: int, bit: int = 0) -> bytes:
-    return content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -123,28 +119,12 @@ def examine(kind: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hex", "binary", "json", "manifest", "token", "chain"])
-@settings(
-    max_examples=150,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@examples(150)
 @given(source=st.data())
 def test_damage_gives_only_our_errors(kind, source):
-    content = bytearray(subjects()[kind])
-    for _ in range(source.draw(st.integers(1, 3))):
-        at = source.draw(st.integers(0, max(len(content) - 1, 0)))
-        match source.draw(st.sampled_from(["cut", "flip", "insert", "drop"])):
-            case "cut":
-                del content[at:]
-            case "flip" if content:
-                content[at] ^= source.draw(st.integers(1, 255))
-            case "insert":
-                content[at:at] = source.draw(st.binary(min_size=1, max_size=16))
-            case _:
-                del content[at : at + source.draw(st.integers(1, 64))]
+    content = with_damage(source, subjects()[kind])
     try:
-        examine(kind, bytes(content))
+        examine(kind, content)
     except REFUSED:
         pass
 

@@ -58,7 +58,6 @@ class Twin:
         self.low_bits = low_bits
         self.flags: list[tuple[str, Shared]] = []
         self.overflows: list[Overflow] = []
-        self.place = ""
 
     def flag(self, name: str, n_flagged: Shared) -> None:
         """Keep the count of a table's guard for the end."""
@@ -83,5 +82,4 @@ class Twin:
     def _report(self, value: Array, low: int, high: int, what: str) -> None:
         outside = (value < low) | (value >= high)
         largest = float(np.abs(value.astype(np.float64)).max() / max(abs(low), high))
-        where = f"{self.place} {what}".strip()
-        self.overflows.append(Overflow(where, int(outside.sum()), largest))
+        self.overflows.append(Overflow(what, int(outside.sum()), largest))

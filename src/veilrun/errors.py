@@ -17,9 +17,9 @@ VeilrunError
    └─ StallError         the other machine was reached but kept silent for too long
 
 A part that needs a finer leaf defines it beside its code, under one of these
-(`serve.openai_errors.RequestFault` and `node.middle_server.SessionLost`, under `UsageError`;
-`serve.node_answers.NodeRefusal`, under `PeerError`; `attest.reasons.AppraisalError`, under
-`VerificationError`).
+(`node.measuring.BrokenRunError`; `serve.openai_errors.RequestFault` and
+`node.middle_server.SessionLost`, under `UsageError`; `serve.node_answers.NodeRefusal`, under
+`PeerError`; `attest.reasons.AppraisalError`, under `VerificationError`).
 
 Invariant: bytes from a peer can only cause a `PeerError` or a `TransportError`.
 Messages hold the measured and the expected value, never a secret.

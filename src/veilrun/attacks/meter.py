@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Final
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 _PERIOD_S: Final = 0.02
 

@@ -18,6 +18,7 @@ from veilrun.cli.keygen import keygen
 from veilrun.cli.mpc import app as mpc
 from veilrun.cli.node import node
 from veilrun.cli.proxy import proxy
+from veilrun.cli.tune import app as tune
 from veilrun.errors import VeilrunError
 
 TOUR = """Run Hugging Face models on machines you do not trust.
@@ -37,6 +38,9 @@ Your side holds the key and the text; their side computes on encrypted tokens.
 
 [bold]Serve it[/]   on their machine, which never sees text
   veilrun node out
+
+[bold]Serve it faster[/]   an arm that suits model, machine and workload, learnt from past runs
+  veilrun node out --tune auto --workload chat
 
 [bold]Use it[/]   on yours, with any OpenAI client at http://127.0.0.1:8080/v1
   veilrun proxy --key my.key --node URL --pin PIN
@@ -70,6 +74,7 @@ app.command(rich_help_panel=_YOURS)(attest)
 app.command(rich_help_panel=_YOURS)(proxy)
 app.command(rich_help_panel=_YOURS)(chat)
 app.command(rich_help_panel=_THEIRS)(node)
+app.add_typer(tune, name="tune", rich_help_panel=_THEIRS)
 app.add_typer(mpc, name="mpc", rich_help_panel="Among three parties")
 
 

@@ -72,6 +72,14 @@ EndsOption = Annotated[
     typer.Option(help="Who holds embedding and head; the client computes with them then."),
 ]
 
+DraftOfOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Encrypted model for which MODEL shall be a draft: a smaller one with the same "
+        "tokenizer that guesses ahead (`veilrun node --tune ... --draft OUT`)."
+    ),
+]
+
 
 def encrypt(
     model: ModelArgument,
@@ -81,11 +89,13 @@ def encrypt(
     noise: NoiseOption = None,
     expansion: ExpansionOption = None,
     ends: EndsOption = EndsName.node,
+    draft_of: DraftOfOption = None,
     passphrase_file: PassphraseFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encrypt a model. OUT goes to the node; the client kit stays beside your key."""
-    from veilrun.equivariant.client import kits_folder
+    from veilrun.checkpoint.folder import read_manifest
+    from veilrun.equivariant.client import find_client_kit, kits_folder
     from veilrun.equivariant.compile import encrypt as compile_encrypted
     from veilrun.equivariant.covariant import Noise
     from veilrun.keys import load_key
@@ -93,6 +103,9 @@ def encrypt(
     if expansion is not None and noise is None:
         raise UsageError("--expansion belongs to --noise")
     key = load_key(key_file, read_passphrase(passphrase_file))
+    target = None
+    if draft_of is not None:
+        target = find_client_kit(key_file, key, read_manifest(draft_of).fingerprint)
     with Progress(console=stderr(), transient=True) as progress:
         bars = {
             "digest": progress.add_task("reading", total=None),
@@ -106,6 +119,7 @@ def encrypt(
             strength=strength.value if strength else None,
             noise=None if noise is None else Noise.of(noise, expansion),
             ends=ends.value,
+            draft_of=target,
             on_bytes=lambda phase, done, total: progress.update(
                 bars[phase], completed=done, total=total
             ),
@@ -116,6 +130,12 @@ def encrypt(
             for name, value in asdict(made).items()
         }
         stdout().print_json(json.dumps(facts))
+    elif draft_of is not None:
+        stdout().print(
+            f"[green]encrypted[/] a draft for {escape(str(draft_of))} into "
+            f"[bold]{escape(str(made.folder))}[/]; the node gets both",
+            soft_wrap=True,
+        )
     else:
         _show(made, model, key_file)
 

@@ -7,9 +7,8 @@ import json
 import socket
 import ssl
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -21,6 +20,18 @@ from veilrun.cli.attester import (
     TpmAddressOption,
     find_attester,
 )
+from veilrun.cli.node_engines import (
+    CacheGib,
+    Device,
+    Dtype,
+    EngineChoice,
+    EngineName,
+    EngineOptions,
+    MaxModelLen,
+    MaxRunning,
+    VllmArguments,
+)
+from veilrun.cli.node_tune import NoTrialOption, RecordsOption, TuneOption, TuneOptions
 from veilrun.cli.options import (
     GraceOption,
     HostOption,
@@ -32,47 +43,22 @@ from veilrun.cli.options import (
     stderr,
     stdout,
 )
-from veilrun.errors import RefusedError, UsageError
+from veilrun.cli.tune_recommend import (
+    ApproximateOption,
+    DraftOption,
+    NodeWorkloadOption,
+    TunerOption,
+)
+from veilrun.errors import RefusedError
 from veilrun.transport import tls
 from veilrun.types import EE
 from veilrun.wire.manifest import Manifest
 
-if TYPE_CHECKING:  # torch and aiohttp take seconds to import, and --help needs neither
-    from veilrun.node.engine import Engine
-    from veilrun.node.middle_server import Middle
-    from veilrun.node.transformers_engine import TransformersSettings
-
-
-class EngineName(StrEnum):
-    """What runs the model."""
-
-    transformers = "transformers"
-    vllm = "vllm"
-
-
 Out = Annotated[Path, typer.Argument(help="Folder that `veilrun encrypt` wrote.", metavar="OUT")]
-EngineChoice = Annotated[EngineName, typer.Option("--engine", help="What runs the model.")]
 Name = Annotated[
     str | None, typer.Option(help="Model name in answers; default: the folder's name.")
 ]
-MaxRunning = Annotated[int, typer.Option(min=1, help="Answers generated at a time.")]
 MaxQueued = Annotated[int, typer.Option(min=0, help="Requests that may wait; then 429.")]
-MaxModelLen = Annotated[
-    int | None, typer.Option(min=2, help="Prompt and answer together, in tokens.")
-]
-CacheGib = Annotated[
-    float | None,
-    typer.Option(min=0.001, help="Bound of the attention cache (transformers engine), in GiB."),
-]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N (transformers engine).")]
-VllmArguments = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--vllm-argument",
-        help="One of `vllm serve`'s own, like --tensor-parallel-size=2; repeatable (vllm engine).",
-    ),
-]
 IdentityFolder = Annotated[
     Path | None,
     typer.Option(
@@ -141,6 +127,13 @@ def node(
     attester: AttesterOption = None,
     gpu_attester: GpuAttesterOption = None,
     tpm: TpmAddressOption = None,
+    tune: TuneOption = None,
+    workload: NodeWorkloadOption = None,
+    tuner: TunerOption = None,
+    allow_approximate_weights: ApproximateOption = False,
+    draft: DraftOption = None,
+    tune_records: RecordsOption = None,
+    no_trial: NoTrialOption = False,
     insecure_no_api_key: NoApiKey = False,
     grace: GraceOption = 30.0,
     insecure_plain_http: PlainHttp = False,
@@ -152,6 +145,13 @@ def node(
     from veilrun.node.service import Listener, run_middle, run_node
 
     manifest = open_folder(out)
+    tuning = TuneOptions(
+        tune, workload, tuner, allow_approximate_weights, draft, tune_records, no_trial
+    )
+    tuning.check(manifest)
+    options = EngineOptions(
+        engine, max_running, max_model_len, cache_gib, dtype, device, vllm_argument, tuning
+    )
     api_key = read_api_key(api_key_file) if api_key_file else None
     _check_strangers(host, api_key, plain=insecure_plain_http, no_key=insecure_no_api_key)
     own = None if insecure_plain_http else _identity(identity, out, tls_name or [])
@@ -167,21 +167,11 @@ def node(
 
     limits = ServerLimits(max_running=max_running, max_queued=max_queued)
     if manifest.ends == "client":
-        _check_middle(engine, vllm_argument)
-        middle = _middle(out, max_running, max_model_len, cache_gib, dtype, device)
+        middle = options.middle(out)
         asyncio.run(run_middle(middle, out, manifest, model, listener, limits, on_ready))
-        return
-    built = _engine(
-        engine,
-        out,
-        max_running,
-        max_model_len,
-        cache_gib=cache_gib,
-        dtype=dtype,
-        device=device,
-        vllm_arguments=tuple(vllm_argument or ()),
-    )
-    asyncio.run(run_node(built, out, manifest, model, listener, limits, on_ready))
+    else:
+        whole = options.engine(out)
+        asyncio.run(run_node(whole, out, manifest, model, listener, limits, on_ready))
 
 
 def _check_strangers(host: str, api_key: str | None, *, plain: bool, no_key: bool) -> None:
@@ -202,69 +192,6 @@ def _check_strangers(host: str, api_key: str | None, *, plain: bool, no_key: boo
         )
     stderr().print(
         f"[yellow]no API key:[/] whoever reaches {escape(host)} can use this node", soft_wrap=True
-    )
-
-
-def _check_middle(engine: EngineName, vllm_arguments: list[str] | None) -> None:
-    if engine is EngineName.vllm or vllm_arguments:
-        raise UsageError("vllm serves whole models; this folder has neither embedding nor head")
-
-
-def _engine(
-    name: EngineName,
-    folder: Path,
-    max_running: int,
-    max_model_len: int | None,
-    *,
-    cache_gib: float | None,
-    dtype: str,
-    device: str,
-    vllm_arguments: tuple[str, ...],
-) -> Engine:
-    if name is EngineName.vllm:
-        if cache_gib is not None or device != "auto":
-            raise UsageError("--cache-gib and --device are options of the transformers engine")
-        from veilrun.node.vllm_engine import VllmEngine, VllmOptions
-
-        options = VllmOptions(
-            max_model_len=max_model_len,
-            max_num_seqs=max_running,
-            dtype=dtype,
-            extra_arguments=vllm_arguments,
-        )
-        return VllmEngine(folder, options)
-    if vllm_arguments:
-        raise UsageError("--vllm-argument is an option of the vllm engine")
-    from veilrun.node.transformers_engine import TransformersEngine
-
-    settings = _settings(max_running, max_model_len, cache_gib, dtype, device)
-    return TransformersEngine(folder, settings)
-
-
-def _middle(
-    folder: Path,
-    max_running: int,
-    max_model_len: int | None,
-    cache_gib: float | None,
-    dtype: str,
-    device: str,
-) -> Middle:
-    from veilrun.node.middle_engine import MiddleEngine
-
-    return MiddleEngine(folder, _settings(max_running, max_model_len, cache_gib, dtype, device))
-
-
-def _settings(
-    max_running: int, max_model_len: int | None, cache_gib: float | None, dtype: str, device: str
-) -> TransformersSettings:
-    from veilrun.node.transformers_engine import TransformersSettings
-
-    return TransformersSettings(
-        max_running=max_running,
-        max_model_len=max_model_len,
-        cache_bytes=None if cache_gib is None else int(cache_gib * 2**30),
-        device=device,
-        dtype=dtype,
     )
 
 

@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from veilrun.checkpoint.folder import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
@@ -25,7 +28,7 @@ from veilrun.checkpoint.folder import (
     read_json,
     tokenizer_files,
 )
-from veilrun.equivariant.codec import Codec
+from veilrun.equivariant.codec import Codec, vocabulary_order
 from veilrun.errors import DecodeError, KeyFileError
 from veilrun.keys import MasterKey
 from veilrun.wire import fields
@@ -88,6 +91,11 @@ class ClientKit:
     def weights_root(self) -> bytes:
         """Merkle root of the weights that the node must serve."""
         return bytes.fromhex(self.facts.weights_root)
+
+    def vocabulary(self, key: MasterKey) -> npt.NDArray[np.int64]:
+        """[vocab_size]: the permutation that drafts for this model share."""
+        facts = self.facts
+        return vocabulary_order(key, facts.digest, facts.family, facts.vocab_size)
 
     @property
     def ends_file(self) -> Path | None:

@@ -23,6 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from veilrun import atomic
 from veilrun.checkpoint import merkle
 from veilrun.checkpoint.folder import (
@@ -35,7 +38,7 @@ from veilrun.checkpoint.folder import (
 )
 from veilrun.checkpoint.format import SafetensorsWriter
 from veilrun.checkpoint.source import resolve
-from veilrun.equivariant.client import ENDS_FILE, facts_of, write_kit
+from veilrun.equivariant.client import ENDS_FILE, ClientKit, facts_of, write_kit
 from veilrun.equivariant.codec import Codec
 from veilrun.equivariant.covariant import Noise
 from veilrun.equivariant.families import family_of
@@ -61,7 +64,10 @@ OnBytes = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Encryption:
-    """What `encrypt` made. n_bytes: size of the plain tensors."""
+    """What `encrypt` made. n_bytes: size of the plain tensors.
+
+    client: the kit that reads its ids; of a draft, the kit of the model that it drafts for.
+    """
 
     folder: Path
     client: Path
@@ -85,6 +91,7 @@ def encrypt(
     strength: Strength | None = None,
     noise: Noise | None = None,
     ends: Ends = "node",
+    draft_of: ClientKit | None = None,
     on_bytes: OnBytes = lambda phase, done, total: None,
 ) -> Encryption:
     """Encrypt checkpoint `model` (a folder or a hub id) into the new folder `out`.
@@ -94,26 +101,33 @@ def encrypt(
         the architecture allows it.
     noise: hide it by a longer stream and noise instead, see `covariant`.
     ends: who holds embedding and head.
+    draft_of: make a draft for this model instead, a smaller one that guesses its ids: the same
+        permutation of the vocabulary, all other secrets its own, and no kit.
 
     Raises:
         UnsupportedModel: architecture, parameters or dtypes without a private form, all named;
             or a `strength`, `noise` or `ends` that the architecture does not allow.
         RefusedError: the weights are pickles.
         CheckpointError: files damaged, or contradicting each other.
-        UsageError: `out` exists, or both strength and noise are given.
+        UsageError: `out` exists; both strength and noise are given; a draft has another
+            vocabulary, or its ends at the client.
         StorageError: the disk is full. In every case nothing is left behind.
     """
     with ExitStack() as stack:
         target = stack.enter_context(atomic.new_folder(out))
         plain = stack.enter_context(Checkpoint(resolve(model, before_weights=_check_family)))
-        work = _prepare(plain, strength, noise, ends)
+        work = _prepare(plain, strength, noise, ends, draft_of)
         count = _Counter(on_bytes, plain.n_bytes)
         digest = merkle.weights_root(plain, lambda n: count.add("digest", n)).hex()
-        codec = Codec(key, digest, work.label, work.shape.vocab_size)
-        spaces = work.spaces(key, digest)
+        if draft_of is None:
+            codec = Codec(key, digest, work.label, work.shape.vocab_size)
+            spaces = work.spaces(key, digest)
+            kit = kits / codec.fingerprint
+            kit_part = stack.enter_context(atomic.new_folder(kit, replace=True))
+        else:
+            codec, kit = draft_of.codec, draft_of.folder
+            spaces = work.spaces(key, digest, draft_of.vocabulary(key))
         files = _settings(plain, work, codec, spaces)
-        kit = kits / codec.fingerprint
-        kit_part = stack.enter_context(atomic.new_folder(kit, replace=True))
         if work.at_client:
             _write_ends(plain, work.at_client, spaces, kit_part, count)
         root = _write_weights(plain, work.plan, spaces, target, count)
@@ -121,21 +135,27 @@ def encrypt(
         files[MANIFEST_FILE] = encode_manifest(made)
         for name, body in files.items():
             atomic.write_file(target / name, body)
-        facts = facts_of(plain, _public_name(model), digest, work.label, work.config, root.hex())
-        write_kit(kit_part, plain, facts)
-        return Encryption(
-            folder=out,
-            client=kit,
-            fingerprint=codec.fingerprint,
-            weights_root=root.hex(),
-            family=work.family.name,
-            strength="covariant" if work.noise else work.strength,
-            noise=work.noise,
-            ends=ends,
-            untied=work.plan.untied,
-            n_tensors=sum(map(len, work.plan.shards.values())),
-            n_bytes=plain.n_bytes,
-        )
+        if draft_of is None:
+            name = _public_name(model)
+            facts = facts_of(plain, name, digest, work.label, work.config, root.hex())
+            write_kit(kit_part, plain, facts)
+        return _made(work, plain, out, kit, made)
+
+
+def _made(work: _Work, plain: Checkpoint, out: Path, kit: Path, manifest: Manifest) -> Encryption:
+    return Encryption(
+        folder=out,
+        client=kit,
+        fingerprint=manifest.fingerprint,
+        weights_root=manifest.weights_root,
+        family=work.family.name,
+        strength="covariant" if work.noise else work.strength,
+        noise=work.noise,
+        ends=manifest.ends,
+        untied=work.plan.untied,
+        n_tensors=sum(map(len, work.plan.shards.values())),
+        n_bytes=plain.n_bytes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +175,36 @@ class _Work:
     at_client: list[Job]
     label: str
 
-    def spaces(self, key: MasterKey, digest: str) -> Spaces:
-        """The secret maps under `key`."""
-        return Spaces(key, digest, self.label, self.family, self.shape, self.strength, self.noise)
+    def spaces(
+        self, key: MasterKey, digest: str, vocabulary: npt.NDArray[np.int64] | None = None
+    ) -> Spaces:
+        """The secret maps under `key`. vocabulary: another model's, for a draft."""
+        return Spaces(
+            key,
+            digest,
+            self.label,
+            self.family,
+            self.shape,
+            self.strength,
+            self.noise,
+            vocabulary,
+        )
 
 
 def _prepare(
-    plain: Checkpoint, strength: Strength | None, noise: Noise | None, ends: Ends
+    plain: Checkpoint,
+    strength: Strength | None,
+    noise: Noise | None,
+    ends: Ends,
+    draft_of: ClientKit | None,
 ) -> _Work:
     if noise is not None and strength is not None:
         raise UsageError("a noisy copy has a residual key of its own: leave out the strength")
     family, shape, config = _read_config(plain)
     strength = _allowed(strength, family)
     noise = noise.fitted(family, shape) if noise else None
+    if draft_of is not None:
+        _check_draft(shape, draft_of, ends)
     if ends == "client" and not family.reads_rows:
         raise UnsupportedModel(f"family {family.name} has no form with its ends at the client")
     plan = make_plan(
@@ -180,7 +217,20 @@ def _prepare(
     )
     plan, at_client = plan.parted() if ends == "client" else (plan, [])
     label = _label(family, noise, ends)
+    if draft_of is not None:
+        label = f"{label}; draft for {draft_of.codec.fingerprint}"
     return _Work(family, shape, config, strength, noise, plan, at_client, label)
+
+
+def _check_draft(shape: Shape, target: ClientKit, ends: Ends) -> None:
+    """Refuse what cannot guess a model's ids on the node."""
+    if ends == "client":
+        raise UsageError("a draft runs on the node: its ends cannot be at the client")
+    if shape.vocab_size != target.codec.vocab_size:
+        raise UsageError(
+            f"a draft guesses in the model's own vocabulary of {target.codec.vocab_size} ids; this "
+            f"one has {shape.vocab_size}"
+        )
 
 
 def _label(family: Family, noise: Noise | None, ends: Ends) -> str:

@@ -53,6 +53,7 @@ class Spaces:
 
     label: the family's word in every derivation, with what sets this kind of copy apart.
     noise: of a covariant copy; `strength` then says nothing.
+    vocabulary: another model's permutation, int64 [vocab_size], for a draft that guesses its ids.
     """
 
     def __init__(
@@ -64,11 +65,14 @@ class Spaces:
         shape: Shape,
         strength: Strength,
         noise: Noise | None = None,
+        vocabulary: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self._key, self._digest, self._label = key, digest, label
         self._family, self._shape, self.noise = family, shape, noise
         self._residual = self._draw_residual(strength)
-        self._vocabulary = permute(vocabulary_order(key, digest, label, shape.vocab_size))
+        if vocabulary is None:
+            vocabulary = vocabulary_order(key, digest, label, shape.vocab_size)
+        self._vocabulary = permute(vocabulary)
         # Every layer's maps are asked for by four or five tensors in a row.
         self._heads = functools.lru_cache(maxsize=4)(self._draw_heads)
 

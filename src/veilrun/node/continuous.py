@@ -35,13 +35,14 @@ logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
 class ContinuousBatch:
     """A started run over a loaded model. Build, `start`, then `submit` and `cancel`, then `stop`.
 
-    `start` and `submit` are called on the event loop that shall get the outputs.
+    `on_thread` is called once on the run's thread, before its first batch. `start` and `submit`
+    are called on the event loop that shall get the outputs.
     """
 
-    def __init__(self, model: Any, plan: BatchPlan) -> None:
+    def __init__(self, model: Any, plan: BatchPlan, on_thread: Callable[[], None]) -> None:
         self._stop_lock = threading.Lock()
         self._stopped = False
-        self._sampler = _BatchSampler()
+        self._sampler = _BatchSampler(on_thread)
         self._manager = model.init_continuous_batching(
             # Greedy to the stock code; the sampler leaves it one candidate where it chose.
             generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
@@ -152,8 +153,9 @@ class _BatchSampler:
 
     tensors_required = 0
 
-    def __init__(self) -> None:
+    def __init__(self, on_thread: Callable[[], None]) -> None:
         self.answers: dict[str, AnswerState] = {}
+        self._on_thread: Callable[[], None] | None = on_thread
         self._rows: list[tuple[int, AnswerState]] = []
 
     @property
@@ -169,6 +171,9 @@ class _BatchSampler:
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> None:
         """Note which rows of the coming batch are whose."""
+        if self._on_thread is not None:
+            self._on_thread()
+            self._on_thread = None
         self._rows = []
         if not self.answers:
             return
@@ -180,8 +185,13 @@ class _BatchSampler:
         self, input_ids: torch.Tensor, scores: torch.Tensor, args: torch.Tensor
     ) -> torch.Tensor:
         """Choose for the rows that need it; `scores` [R, V] then hold one candidate there."""
-        rows = torch.tensor([row for row, _ in self._rows], device=scores.device)
-        tokens = sample(scores[rows], [state for _, state in self._rows])
-        scores.index_fill_(0, rows, -math.inf)
-        scores[rows, torch.tensor(tokens, device=scores.device)] = 0.0
-        return scores
+        return leave_chosen(scores, self._rows)
+
+
+def leave_chosen(scores: torch.Tensor, answers: Sequence[tuple[int, AnswerState]]) -> torch.Tensor:
+    """Choose for these rows of `scores` ([R, V] float32), and leave them one candidate each."""
+    rows = torch.tensor([row for row, _ in answers], device=scores.device)
+    tokens = sample(scores[rows], [state for _, state in answers])
+    scores.index_fill_(0, rows, -math.inf)
+    scores[rows, torch.tensor(tokens, device=scores.device)] = 0.0
+    return scores

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from veilrun.errors import CheckpointError, UsageError
 
+_FUSED: Final = "sdpa"  # torch's own kernel: nothing to fetch, and never a table of all scores
 _CPU_CACHE_BYTES: Final = 2 * 2**30
 _CUDA_CACHE_SHARE: Final = 0.8
 _DTYPES: Final = {
@@ -42,14 +43,16 @@ def load_config(folder: Path) -> Any:
         raise CheckpointError(f"{folder} has no configuration that transformers reads") from error
 
 
-def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def load_model(
+    folder: Path, device: torch.device, dtype: torch.dtype, attention: str = _FUSED
+) -> Any:
     """The folder's model, ready to answer.
 
     Raises:
         CheckpointError: weights are missing, damaged, or not safetensors.
     """
     _quieten()
-    model, missing = _load(transformers.AutoModelForCausalLM, folder, dtype)
+    model, missing = _load(transformers.AutoModelForCausalLM, folder, dtype, attention)
     _check_complete(folder, missing)
     return model.to(device).eval()
 
@@ -61,20 +64,20 @@ def load_middle(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         CheckpointError: other weights are missing, or damaged, or not safetensors.
     """
     _quieten()
-    model, missing = _load(transformers.AutoModel, folder, dtype)
+    model, missing = _load(transformers.AutoModel, folder, dtype, _FUSED)
     embedding = model.get_input_embeddings().weight
     ends = {name for name, one in model.named_parameters() if one is embedding}
     _check_complete(folder, missing - ends)
     return model.to(device).eval()
 
 
-def _load(kind: Any, folder: Path, dtype: torch.dtype) -> tuple[Any, set[str]]:
+def _load(kind: Any, folder: Path, dtype: torch.dtype, attention: str) -> tuple[Any, set[str]]:
     """The model, and the weights that were not in the files."""
     try:
         model, report = kind.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from veilrun.errors import BusyError, UsageError
-from veilrun.node import loading
+from veilrun.node import loading, model_run
 from veilrun.node.capacity import Capacity
 from veilrun.node.continuous import ContinuousBatch
 from veilrun.node.engine import EngineLimits
+from veilrun.node.model_run import Loader, ModelRun
 from veilrun.node.plan import pages_for, plan_batches
 from veilrun.node.sampling import AnswerState, needs_sampler
+from veilrun.tune.arms import Attention, Weights
 from veilrun.wire.generate import Choice, FinishReason, GenerateRequest, SamplingParams
 
 _log = logging.getLogger(__name__)
@@ -48,15 +50,25 @@ class TransformersSettings:
     max_model_len: prompt and answer together, in tokens; None: the model's own, up to 8192.
     cache_bytes: bound of the attention cache and what grows with it; None: 2 GiB on a CPU, 80 %
         of what the weights leave free on a GPU.
-    device: "auto" takes the first GPU if there is one.
-    dtype: "auto" is float32 on a CPU (its bfloat16 is slow) and the checkpoint's own on a GPU.
+    max_batch_tokens: tokens per forward pass: longer prompts are read in such pieces, between the
+        other answers' tokens (chunked prefill). None: 512 on a CPU, 2048 on a GPU.
+    device, dtype, attention, weights, n_threads: see `ModelRun`.
     """
 
     max_running: int = 16
     max_model_len: int | None = None
     cache_bytes: int | None = None
+    max_batch_tokens: int | None = None
     device: str = "auto"
     dtype: str = "auto"
+    attention: Attention = "sdpa"
+    weights: Weights = "stored"
+    n_threads: int | None = None
+
+    @property
+    def run(self) -> ModelRun:
+        """How the model's own arithmetic runs."""
+        return ModelRun(self.device, self.dtype, self.attention, self.weights, self.n_threads)
 
 
 class TransformersEngine:
@@ -64,25 +76,29 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, folder: Path, settings: TransformersSettings | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: TransformersSettings | None = None,
+        load: Loader | None = None,
+    ) -> None:
         """Read the configuration only, and plan the memory.
 
         Raises:
             UsageError: settings that do not suit the model; CheckpointError: no readable config.
         """
         settings = settings or TransformersSettings()
-        self._folder = folder
-        self._device = loading.choose_device(settings.device)
+        self._folder, self._model_run, self._load = folder, settings.run, load
         config = loading.load_config(folder).get_text_config()
-        self._dtype = loading.choose_dtype(settings.dtype, self._device, config)
-        on_cuda = self._device.type == "cuda"
+        device, dtype = self._model_run.place(config)
+        batch_tokens = _CUDA_BATCH_TOKENS if device.type == "cuda" else _CPU_BATCH_TOKENS
         self._plan = plan_batches(
             config,
-            itemsize_bytes=self._dtype.itemsize,
+            itemsize_bytes=dtype.itemsize,
             max_running=settings.max_running,
             max_model_len=settings.max_model_len,
-            max_batch_tokens=_CUDA_BATCH_TOKENS if on_cuda else _CPU_BATCH_TOKENS,
-            cache_bytes=settings.cache_bytes or loading.default_cache_bytes(folder, self._device),
+            max_batch_tokens=settings.max_batch_tokens or batch_tokens,
+            cache_bytes=settings.cache_bytes or loading.default_cache_bytes(folder, device),
         )
         self.limits = EngineLimits(config.vocab_size, self._plan.max_model_len, self._plan.max_n)
         self._room = Capacity(self._plan.n_pages)
@@ -112,7 +128,7 @@ class TransformersEngine:
             UsageError: continuous batching does not support this architecture.
         """
         self._model = await asyncio.to_thread(
-            loading.load_model, self._folder, self._device, self._dtype
+            model_run.take, self._folder, self._model_run, self._load
         )
         self._end_ids = loading.end_ids(self._model)
         try:
@@ -157,7 +173,7 @@ class TransformersEngine:
 
     async def _launch(self) -> None:
         """Start a run and answer one request, so that what cannot work fails here."""
-        self._batch = ContinuousBatch(self._model, self._plan)
+        self._batch = ContinuousBatch(self._model, self._plan, self._model_run.use_threads)
         self._batch.start()
         run = _Run(GenerateRequest((0,), SamplingParams(temperature=0.0)), ())
         reasons: list[FinishReason | None] = []

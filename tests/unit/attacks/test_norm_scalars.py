@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from red_team_rig import KEY, minilm, recovered, sealed, stories, subject, unrelated
+from red_team_rig import KEY, minilm, part_of_minilm, recovered, sealed, stories, subject, unrelated
 
 from veilrun.attacks import rivals
 from veilrun.attacks.levels import Level
@@ -37,7 +37,7 @@ def used(of: Subject) -> set[str]:
     return {name.removeprefix("uses ") for name, one in notes.items() if one == 1.0}
 
 
-@pytest.mark.parametrize("tables", [stories, minilm], ids=["stories260K", "MiniLM"])
+@pytest.mark.parametrize("tables", [stories, part_of_minilm], ids=["stories260K", "MiniLM"])
 @pytest.mark.parametrize("rival", ["scaled", "orthogonal", "invertible"])
 def test_four_bytes_a_weight_name_every_token(tables, rival):
     assert recovered(ATTACK, stored_subject(tables(), rival, torch.float32)) > 0.999

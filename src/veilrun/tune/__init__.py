@@ -1,0 +1,1 @@
+"""The tuner: which way of running a model is fastest for this model, machine and workload."""

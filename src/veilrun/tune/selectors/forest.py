@@ -1,0 +1,51 @@
+"""A forest that predicts every arm's loss relative to the single best arm (empirical hardness
+models; Hutter et al., Artificial Intelligence 206, 2014; here relative, so that a task's size
+drops out).
+
+1. Arms that ran on the same rows share one forest: a leaf is a set of like tasks, on which all
+   arms are compared alike. Other arms have forests of their own, on the rows that ran them.
+2. mean: over trees; sd: between trees, which is large where training tasks are few or contradict.
+
+A failed run counts as `Scenario.loss` says, so the mean is an expected loss, risk of failure
+included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from veilrun.tune.scenario import Floats, Scenario
+from veilrun.tune.selectors.base import ByEstimate, Estimate, Lesson
+from veilrun.tune.selectors.trees import Trees, each_tree
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """trees: of each forest."""
+
+    trees: Trees = field(default_factory=Trees)
+
+    def fit(self, train: Scenario) -> ByEstimate:
+        lesson = Lesson.of(train)
+        known = np.isfinite(lesson.relative)
+        patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
+        forests = []
+        for i, rows in enumerate(patterns.T):
+            arms = np.flatnonzero(pattern_of.ravel() == i)
+            if rows.any():
+                targets = lesson.relative[np.ix_(rows, arms)]
+                scale = np.where(targets.std(0) > 0, targets.std(0), 1.0)
+                forests.append((arms, scale, self.trees.grow(lesson.inputs[rows], targets / scale)))
+
+        def predict(features: Floats) -> Estimate:
+            inputs = lesson.preparation.apply(features)
+            mean = np.full((len(inputs), known.shape[1]), np.nan)
+            sd = mean.copy()
+            for arms, scale, forest in forests:
+                answers = each_tree(forest, inputs) * scale
+                mean[:, arms], sd[:, arms] = answers.mean(0), answers.std(0)
+            return Estimate(mean, sd)
+
+        return ByEstimate(predict, lesson.order)

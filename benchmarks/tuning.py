@@ -10,14 +10,13 @@ arm that was chosen and of the best one, once with arms whose answers stay exact
 
 With `--own-time`, for a process bound to one core (`taskset -c 0`), all is measured in CPU seconds,
 as the tuner's data was; without, by the wall clock. The workload's repetition is what the default
-arm's answers showed on traffic of a day before.
+arm's answers showed on traffic of a day before. Compiled arms stay out: `auto` does not take them.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +45,6 @@ UNSEEN = (
     workload.Workload("many at once", 12, 12, 40, 24, spread=0.3),
 )
 PROMISED = 0.7
-CAN_COMPILE = shutil.which("g++") is not None
 CUTOFF_S = 120.0
 
 
@@ -93,7 +91,6 @@ async def unseen(report: Report, subject: Subject, wanted: Workload, number: int
                 subject.tuner,
                 Wish(described, allow_approximate=policy == "all"),
                 subject.machine,
-                can_compile=CAN_COMPILE,
                 clock=subject.clock,
             )
             for policy in ("exact", "all")
@@ -108,13 +105,10 @@ async def everything(
     tried: Trials, asks: Sequence[Ask], wanted: Workload, subject: Subject
 ) -> dict[Arm, float]:
     """The best mean latency of every arm that may run, in seconds."""
-    situation = Situation(subject.machine.n_cores, can_compile=CAN_COMPILE)
+    situation = Situation(subject.machine.n_cores, can_compile=False)
     arms = [arm for arm in ARMS if not situation.objections(arm)]
     best = dict.fromkeys(arms, float("inf"))
     order = np.random.default_rng(0)
-    for arm in arms:
-        if arm.compiled:
-            await tried.run(arm, asks, wanted.concurrency, CUTOFF_S)
     for _ in range(subject.rounds):
         for i in order.permutation(len(arms)):
             outcome = await tried.run(arms[i], asks, wanted.concurrency, CUTOFF_S)

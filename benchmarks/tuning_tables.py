@@ -3,9 +3,9 @@
     python benchmarks/tuning_tables.py          # writes the files anew between their marks
     python benchmarks/tuning_tables.py --check  # exit code 1 if a number has drifted
 
-`docs/tuning` holds what commands printed: `evaluation.json` (veilrun tune evaluate --json),
-`aslib.json` (the same for three scenarios, together), `live.jsonl` (benchmarks/tuning.py). A table
-stands between `<!-- tuning: NAME -->` and `<!-- end -->`; a test runs the check.
+`docs/tuning` holds what commands printed: `evaluation.json` (veilrun tune evaluate --json, without
+its lists of tasks), `exact.json` (the same with --exact), `live.jsonl` (benchmarks/tuning.py). A
+table stands between `<!-- tuning: NAME -->` and `<!-- end -->`; a test runs the check.
 """
 
 from __future__ import annotations
@@ -48,8 +48,17 @@ def data() -> str:
 
 def evaluation() -> str:
     """Every selector, with whole models, kinds of work and tasks held out."""
+    return _evaluations("evaluation")
+
+
+def exact() -> str:
+    """The same among arms whose answers stay exact."""
+    return _evaluations("exact")
+
+
+def _evaluations(name: str) -> str:
     return "\n".join(
-        f"**Held out: {_WHAT[one['hold_out']]}**\n\n{_scores(one)}" for one in _json("evaluation")
+        f"**Held out: {_WHAT[one['hold_out']]}**\n\n{_scores(one)}" for one in _json(name)
     )
 
 
@@ -87,24 +96,6 @@ def _scores(one: Any) -> str:
 
 def _regret(value: float, *, relative: bool) -> str:
     return f"{value:.1%}".replace("%", " %") if relative else f"{value:,.4g}"
-
-
-def aslib() -> str:
-    """Closed gaps on the field's scenarios."""
-    results = _json("aslib")
-    names = [score["name"] for score in results[0]["scores"]]
-    skipped = {"single best", "oracle", "default"}
-    rows = []
-    for name in names:
-        if name in skipped:
-            continue
-        cells = []
-        for one in results:
-            score = next(each for each in one["scores"] if each["name"] == name)
-            low, high = score["closed_gap_interval"]
-            cells.append(f"{score['closed_gap']:.2f} ({low:.2f} to {high:.2f})")
-        rows.append((f"**{name}**" if name == OURS else name, *cells))
-    return _table(("closed gap", *(one["scenario"] for one in results)), rows)
 
 
 def live() -> str:
@@ -145,7 +136,7 @@ def summary() -> str:
 TABLES: Final[dict[str, Callable[[], str]]] = {
     "data": data,
     "evaluation": evaluation,
-    "aslib": aslib,
+    "exact": exact,
     "live": live,
     "summary": summary,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -121,7 +120,6 @@ def chosen_arm(options: TuneOptions, out: Path, max_model_len: int | None) -> Ar
                 tuner,
                 wish,
                 machine,
-                can_compile=shutil.which("g++") is not None,
                 max_model_len=max_model_len,
                 on_step=status.update,
             )

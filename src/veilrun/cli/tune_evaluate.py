@@ -32,6 +32,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of a BERT-like encoder for the selector that reads sentences."),
     ] = None,
+    exact: Annotated[
+        bool, typer.Option(help="Leave out arms whose answers differ from the stored weights'.")
+    ] = False,
     only: Annotated[
         list[str] | None, typer.Option(help="A selector; repeatable. Default: all of them.")
     ] = None,
@@ -42,10 +45,13 @@ def evaluate(
 ) -> None:
     """Fit every selector without some tasks, models or workloads, and ask it about just those."""
     from veilrun.tune import dataset, pictures
+    from veilrun.tune.arms import by_name
     from veilrun.tune.evaluation import evaluate
     from veilrun.tune.portfolio import selectors
 
     scenario = dataset.read(data)
+    if exact:
+        scenario = scenario.columns([arm for arm in scenario.arms if by_name(arm).is_exact])
     chosen = selectors(scenario, embedder, only)
     held_out = hold_out or _default(scenario)
     results = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,7 +72,7 @@ def recommend(
     situation = Situation(
         n_cores=here.n_cores,
         has_draft=draft is not None,
-        can_compile=shutil.which("g++") is not None,
+        can_compile=False,  # as `veilrun node --tune auto` decides
         exact=not allow_approximate_weights,
     )
     advice = known.advise(task.features(), task.describe(), situation)

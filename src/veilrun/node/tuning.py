@@ -78,7 +78,6 @@ async def choose(
     wish: Wish,
     machine: Machine,
     *,
-    can_compile: bool,
     max_model_len: int | None = None,
     clock: Clock | None = None,
     on_step: Callable[[str], None] = lambda step: None,
@@ -96,7 +95,7 @@ async def choose(
     situation = Situation(
         machine.n_cores,
         has_draft=wish.draft is not None,
-        can_compile=can_compile,
+        can_compile=False,  # half a minute of trying would go into compiling
         on_cpu=loading.choose_device("auto").type == "cpu",
         exact=not wish.allow_approximate,
     )

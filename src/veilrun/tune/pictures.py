@@ -35,7 +35,9 @@ def draw(scenario: Scenario, evaluations: Sequence[Evaluation], folder: Path) ->
         atomic.write_file(folder / f"regret-{one.hold_out}.svg", picture.encode())
     kinds, values = speed_ups(scenario)
     title = "speed-up over the default arm, by kind of workload"
-    picture = heat_map(title, scenario.arms, kinds, values)
+    ran = np.isfinite(values).any(1)
+    arms = [arm for arm, has_run in zip(scenario.arms, ran, strict=True) if has_run]
+    picture = heat_map(title, arms, kinds, values[ran])
     atomic.write_file(folder / "arms.svg", picture.encode())
 
 

@@ -17,7 +17,7 @@ nan elsewhere; so an arm without a number is never mistaken for a good one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import Final
@@ -143,6 +143,18 @@ class Scenario:
             failed = np.where(np.isfinite(slowest), slowest, 0.0) + np.log(PENALTY)
         loss = np.where(ok, loss, failed[:, None])
         return np.where(self.applicable, loss, np.nan)
+
+    def columns(self, arms: Sequence[str]) -> Scenario:
+        """The same table with these arms only, in this order."""
+        at = [self.arms.index(arm) for arm in arms]
+        return replace(
+            self,
+            arms=tuple(arms),
+            results=self.results[:, at],
+            status=self.status[:, at],
+            arm_texts=tuple(self.arm_texts[i] for i in at) if self.arm_texts else (),
+            default=self.default if self.default in arms else None,
+        )
 
     def rows(self, chosen: Ints | Bools) -> Scenario:
         """The same table with these tasks only, in this order."""

@@ -183,3 +183,13 @@ def test_what_cannot_be_held_out_is_refused():
         evaluate(scenario, {"oracle": Always(0)}, "kind")
     with pytest.raises(UsageError, match="not evaluated"):
         evaluate(scenario, {"a": Always(0)}, "kind").of("b")
+
+
+def test_a_table_of_some_arms_is_the_same_table():
+    whole = decided(n=12, default="a")
+    part = whole.columns(["c", "a"])
+    assert part.arms == ("c", "a")
+    assert part.default == "a"
+    np.testing.assert_array_equal(part.results, whole.results[:, [2, 0]])
+    assert part.arm_texts == (whole.arm_texts[2], whole.arm_texts[0])
+    assert whole.columns(["b"]).default is None

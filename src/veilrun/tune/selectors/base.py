@@ -108,8 +108,10 @@ class ByEstimate:
 class Lesson:
     """Training rows as learners take them; rows where no arm has a loss are left out.
 
-    inputs, standardised: float64 [n, d'], prepared features. relative: float64 [n, k], loss less
-    that of the single best arm (of the next best where that one is not applicable); nan: unknown.
+    inputs, standardised: float64 [n, d'], prepared features. relative: float64 [n, k], loss less the
+    row's level; nan: unknown. The level is the median over arms that every row has, so that it means
+    the same on all rows (over those the row has, if there is no such arm). The single best arm's
+    loss would not do: where it is not applicable, all other arms would look better than elsewhere.
     """
 
     preparation: Preparation
@@ -128,8 +130,7 @@ class Lesson:
         loss, features = loss[known], train.features[known]
         preparation = Preparation.fit(features)
         order = best_first(loss)
-        base = fallback(np.isfinite(loss), order)
-        relative = loss - np.take_along_axis(loss, base[:, None], 1)
+        relative = loss - _level(loss)[:, None]
         return cls(
             preparation,
             preparation.apply(features),
@@ -137,6 +138,14 @@ class Lesson:
             relative,
             order,
         )
+
+
+def _level(loss: Floats) -> Floats:
+    """float64 [n]; every row has a number."""
+    known = np.isfinite(loss)
+    common = np.asarray(known.all(0))
+    level: Floats = np.nanmedian(loss[:, common] if common.any() else loss, axis=1)
+    return level
 
 
 def best_first(loss: Floats) -> Ints:
@@ -167,6 +176,12 @@ def pick(scores: Floats, applicable: Bools, order: Ints) -> Ints:
     ranked = np.where(applicable, ranked, np.inf)
     chosen: Ints = order[ranked[:, order].argmin(1)]
     return chosen
+
+
+def opinion(answers: Floats, order: Ints) -> Estimate:
+    """Of a learner's parts, [parts, m, k]: what each says of an arm less what it says of the best."""
+    relative = answers - answers[:, :, order[:1]]
+    return Estimate(relative.mean(0), relative.std(0))
 
 
 def combine(estimates: Sequence[Estimate]) -> Estimate:

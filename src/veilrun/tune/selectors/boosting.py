@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.ensemble import GradientBoostingRegressor
 
 from veilrun.tune.scenario import Floats, Scenario
-from veilrun.tune.selectors.base import ByEstimate, Estimate, Lesson
+from veilrun.tune.selectors.base import ByEstimate, Estimate, Lesson, opinion
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,10 @@ class Boosting:
 
         def predict(features: Floats) -> Estimate:
             inputs = lesson.preparation.apply(features)
-            mean = np.full((len(inputs), known.shape[1]), np.nan)
-            sd = mean.copy()
+            answers = np.full((self.n_boosts, len(inputs), known.shape[1]), np.nan)
             for arm, several in boosts.items():
-                answers = np.stack([one.predict(inputs) for one in several])
-                mean[:, arm], sd[:, arm] = answers.mean(0), answers.std(0)
-            return Estimate(mean, sd)
+                answers[:, :, arm] = [one.predict(inputs) for one in several]
+            return opinion(answers, lesson.order)
 
         return ByEstimate(predict, lesson.order)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from veilrun.tune.scenario import Floats, Scenario
-from veilrun.tune.selectors.base import ByEstimate, Estimate, Lesson
+from veilrun.tune.selectors.base import ByEstimate, Estimate, Lesson, opinion
 from veilrun.tune.selectors.trees import Trees, each_tree
 
 
@@ -41,11 +41,9 @@ class Forest:
 
         def predict(features: Floats) -> Estimate:
             inputs = lesson.preparation.apply(features)
-            mean = np.full((len(inputs), known.shape[1]), np.nan)
-            sd = mean.copy()
+            answers = np.full((self.trees.n_trees, len(inputs), known.shape[1]), np.nan)
             for arms, scale, forest in forests:
-                answers = each_tree(forest, inputs) * scale
-                mean[:, arms], sd[:, arms] = answers.mean(0), answers.std(0)
-            return Estimate(mean, sd)
+                answers[:, :, arms] = each_tree(forest, inputs) * scale
+            return opinion(answers, lesson.order)
 
         return ByEstimate(predict, lesson.order)

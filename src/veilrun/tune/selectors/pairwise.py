@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from veilrun.tune.scenario import Floats, Scenario
-from veilrun.tune.selectors.base import ByEstimate, Estimate, Lesson
+from veilrun.tune.selectors.base import ByEstimate, Estimate, Lesson, opinion
 from veilrun.tune.selectors.trees import Trees, each_tree
 
 
@@ -49,8 +49,7 @@ class Pairwise:
                 vote = pair.gain * each_tree(pair.forest, inputs)[:, :, 0] if pair else 0.0
                 scores[:, :, a] -= vote / len(arms)
                 scores[:, :, b] += vote / len(arms)
-            scores = scores - scores[:, :, lesson.order[:1]]
-            return Estimate(scores.mean(0), scores.std(0))
+            return opinion(scores, lesson.order)
 
         return ByEstimate(predict, lesson.order)
 
@@ -75,7 +74,8 @@ class _Pair:
 def portfolio(relative: Floats, first: int, n_arms: int) -> list[int]:
     """Arms that complement each other on these rows: `first`, then each that lowers the mean of the
     row-wise best most, until none does."""
-    chosen, best = [first], np.where(np.isnan(relative[:, first]), 0.0, relative[:, first])
+    chosen, worst = [first], np.nanmax(relative, axis=1)
+    best = np.where(np.isnan(relative[:, first]), worst, relative[:, first])
     while len(chosen) < n_arms:
         left = np.fmin(best[:, None], relative).sum(0)
         arm = int(left.argmin())

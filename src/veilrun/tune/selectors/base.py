@@ -108,10 +108,11 @@ class ByEstimate:
 class Lesson:
     """Training rows as learners take them; rows where no arm has a loss are left out.
 
-    inputs, standardised: float64 [n, d'], prepared features. relative: float64 [n, k], loss less the
-    row's level; nan: unknown. The level is the median over arms that every row has, so that it means
-    the same on all rows (over those the row has, if there is no such arm). The single best arm's
-    loss would not do: where it is not applicable, all other arms would look better than elsewhere.
+    inputs, standardised: float64 [n, d'], prepared features. relative: float64 [n, k], loss less
+    the row's level; nan: unknown. The level is the median over arms that every row has, so that it
+    means the same on all rows (over those the row has, if there is no such arm). The single best
+    arm's loss would not do: where it is not applicable, all other arms would look better than
+    elsewhere.
     """
 
     preparation: Preparation
@@ -179,7 +180,9 @@ def pick(scores: Floats, applicable: Bools, order: Ints) -> Ints:
 
 
 def opinion(answers: Floats, order: Ints) -> Estimate:
-    """Of a learner's parts, [parts, m, k]: what each says of an arm less what it says of the best."""
+    """Of a learner's parts, [parts, m, k]: what each says of an arm less what it says of the
+    best.
+    """
     relative = answers - answers[:, :, order[:1]]
     return Estimate(relative.mean(0), relative.std(0))
 

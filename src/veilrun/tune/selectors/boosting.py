@@ -1,4 +1,4 @@
-"""Gradient boosting per arm, on the loss relative to the single best arm (Friedman, 2001).
+"""Gradient boosting per arm, on the loss relative to the task's level (Friedman, 2001).
 
 Several boosts, each with its own random rows and features: mean over them, and sd between them,
 which one boost alone would not give. The number of rounds is fixed: early stopping would need rows

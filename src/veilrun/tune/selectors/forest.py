@@ -1,9 +1,9 @@
-"""A forest that predicts every arm's loss relative to the single best arm (empirical hardness
-models; Hutter et al., Artificial Intelligence 206, 2014; here relative, so that a task's size
-drops out).
+"""A forest that predicts what every arm loses on a task (empirical hardness models; Hutter et al.,
+Artificial Intelligence 206, 2014; here relative to the task's level, so that its size drops out).
 
 1. Arms that ran on the same rows share one forest: a leaf is a set of like tasks, on which all
-   arms are compared alike. Other arms have forests of their own, on the rows that ran them.
+   arms are compared alike. Other arms have forests of their own, on the rows that ran them. Each
+   arm's losses are scaled to one spread first, or the worst arms would decide where to split.
 2. mean: over trees; sd: between trees, which is large where training tasks are few or contradict.
 
 A failed run counts as `Scenario.loss` says, so the mean is an expected loss, risk of failure

@@ -5,7 +5,7 @@ arm's performance; no code is public, so the form is that of the same authors' M
 2410.03074, code read at github.com/yqin43/metaood): a row for each task and arm that ran, holding
 both embeddings; boosting with 100 rounds and 21 leaves; the best prediction wins. Two of its leaks
 are not copied: no early stopping on test rows, nothing scaled on them. The target is the loss
-relative to the single best arm.
+relative to the task's level.
 
 `ngrams` stands in for a language model where none is at hand: it knows which sentences share
 letters, not what they mean.

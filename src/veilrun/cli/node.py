@@ -130,9 +130,9 @@ def node(
     tune: TuneOption = None,
     workload: NodeWorkloadOption = None,
     tuner: TunerOption = None,
-    allow_approximate_weights: ApproximateOption = False,
+    approximate: ApproximateOption = False,
     draft: DraftOption = None,
-    tune_records: RecordsOption = None,
+    records: RecordsOption = None,
     no_trial: NoTrialOption = False,
     insecure_no_api_key: NoApiKey = False,
     grace: GraceOption = 30.0,
@@ -145,15 +145,12 @@ def node(
     from veilrun.node.service import Listener, run_middle, run_node
 
     manifest = open_folder(out)
-    tuning = TuneOptions(
-        tune, workload, tuner, allow_approximate_weights, draft, tune_records, no_trial
-    )
+    tuning = TuneOptions(tune, workload, tuner, approximate, draft, records, no_trial)
     tuning.check(manifest)
     options = EngineOptions(
         engine, max_running, max_model_len, cache_gib, dtype, device, vllm_argument, tuning
     )
-    api_key = read_api_key(api_key_file) if api_key_file else None
-    _check_strangers(host, api_key, plain=insecure_plain_http, no_key=insecure_no_api_key)
+    api_key = _api_key(host, api_key_file, plain=insecure_plain_http, no_key=insecure_no_api_key)
     own = None if insecure_plain_http else _identity(identity, out, tls_name or [])
     log_to_stderr()
     model = name or out.resolve().name
@@ -162,29 +159,30 @@ def node(
 
     def on_ready(actual_port: int) -> None:
         url = _url(host, actual_port, "https" if own else "http")
-        announcement = _Announcement(url, own.pin if own else None, model, manifest, tpm_key)
-        _announce(announcement, as_json=as_json)
+        pin = own.pin if own else None
+        _announce(_Announcement(url, pin, model, manifest, tpm_key), as_json=as_json)
 
     limits = ServerLimits(max_running=max_running, max_queued=max_queued)
+    served = (out, manifest, model, listener, limits, on_ready)
     if manifest.ends == "client":
-        middle = options.middle(out)
-        asyncio.run(run_middle(middle, out, manifest, model, listener, limits, on_ready))
+        asyncio.run(run_middle(options.middle(out), *served))
     else:
-        whole = options.engine(out)
-        asyncio.run(run_node(whole, out, manifest, model, listener, limits, on_ready))
+        asyncio.run(run_node(options.engine(out), *served))
 
 
-def _check_strangers(host: str, api_key: str | None, *, plain: bool, no_key: bool) -> None:
-    """What an address that other machines reach asks for: TLS always, an API key by default."""
+def _api_key(host: str, file: Path | None, *, plain: bool, no_key: bool) -> str | None:
+    """The key that clients must send. An address that other machines reach asks for TLS always,
+    and for a key by default."""
+    api_key = read_api_key(file) if file else None
     if tls.is_loopback(host):
-        return
+        return api_key
     if plain:
         raise RefusedError(
             f"plain HTTP on {host} would show every id to the network; leave out "
             "--insecure-plain-http-for-loopback-only, or listen on 127.0.0.1"
         )
     if api_key is not None:
-        return
+        return api_key
     if not no_key:
         raise RefusedError(
             f"{host} can be reached from other machines: set an API key (--api-key-file), or "
@@ -193,6 +191,7 @@ def _check_strangers(host: str, api_key: str | None, *, plain: bool, no_key: boo
     stderr().print(
         f"[yellow]no API key:[/] whoever reaches {escape(host)} can use this node", soft_wrap=True
     )
+    return None
 
 
 def _identity(folder: Path | None, out: Path, hosts: list[str]) -> tls.Identity:

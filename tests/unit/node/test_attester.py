@@ -16,6 +16,7 @@ from veilrun.attest.live import tpm
 from veilrun.attest.live.machine import AttesterError, Made
 from veilrun.cli.attester import AttesterName, GpuAttesterName
 from veilrun.cli.node import node as command
+from veilrun.cli.node_engines import EngineOptions
 from veilrun.errors import RefusedError, UsageError
 from veilrun.node import service
 from veilrun.transport import tls
@@ -50,7 +51,7 @@ def started(tmp_path, monkeypatch) -> list[Any]:
 
     module = sys.modules["veilrun.cli.node"]
     monkeypatch.setattr(service, "run_node", run_node)
-    monkeypatch.setattr(module, "_engine", lambda *_, **__: "engine")
+    monkeypatch.setattr(EngineOptions, "engine", lambda *_: "engine")
     monkeypatch.setattr(module, "log_to_stderr", lambda: None)
     monkeypatch.setattr(tpm, "TpmAttester", Tpm)
     return listeners

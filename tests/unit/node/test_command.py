@@ -12,6 +12,7 @@ import pytest
 
 from unit.node.subjects import FINGERPRINT, write_manifest
 from veilrun.cli.node import node as command
+from veilrun.cli.node_engines import EngineOptions
 from veilrun.errors import RefusedError, UsageError
 from veilrun.node import service
 from veilrun.transport import tls
@@ -38,7 +39,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(service, "run_node", run_node)
     module = sys.modules["veilrun.cli.node"]  # the package's name `node` is the function
-    monkeypatch.setattr(module, "_engine", lambda *_, **__: "engine")
+    monkeypatch.setattr(EngineOptions, "engine", lambda *_: "engine")
     monkeypatch.setattr(module, "log_to_stderr", lambda: None)
     return calls
 

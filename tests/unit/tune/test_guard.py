@@ -47,14 +47,15 @@ def test_features_that_decide_close_the_gap():
 
 
 def test_noise_is_not_acted_upon_and_an_unguarded_forest_is_below():
-    unguarded = []
+    guarded, unguarded = [], []
     for seed in range(4):
         noise = decided(told=False, seed=seed, n=120, folds=np.arange(120) % 4)
         result = evaluate(noise, {"ours": OURS, "forest": Forest(Trees(12))}, "folds")
         ours = result.of("ours")
-        assert ours.closed_gap > -0.05 and ours.closed_gap_interval[1] >= 0
+        assert ours.closed_gap_interval[1] >= 0
+        guarded.append(ours.closed_gap)
         unguarded.append(result.of("forest").closed_gap)
-    assert np.mean(unguarded) < -0.02
+    assert np.mean(guarded) > -0.02 > np.mean(unguarded)
 
 
 def test_trials_hold_every_blend_behind_every_threshold():

@@ -110,25 +110,27 @@ def show(advice: Advice, workload: Workload, price_per_hour: float | None) -> No
     """The advice, for people."""
     console = stdout()
     console.print(f"for {escape(workload.describe())}", soft_wrap=True)
-    table = Table(title="expected, not measured", title_justify="left")
-    table.add_column("arm")
-    table.add_column("speed-up over the default", justify="right")
-    table.add_column("seconds a request", justify="right")
+    table = Table(title="expected, not measured", title_justify="left", box=None)
+    table.add_column("arm", no_wrap=True)
+    for column in ("speed-up", "likely", "s a request"):
+        table.add_column(column, justify="right", no_wrap=True)
     if price_per_hour is not None:
-        table.add_column("cost of 1,000", justify="right")
-    table.add_column("what it leaks", overflow="fold")
+        table.add_column("cost of 1,000", justify="right", no_wrap=True)
     for option in advice.options[:_N_SHOWN]:
         likely = f"{option.speed_up / option.factor:.2f} to {option.speed_up * option.factor:.2f}"
-        cells = [option.arm.name, f"{option.speed_up:.2f} ({likely})", f"{option.latency_s:.3f}"]
+        cells = [option.arm.name, f"{option.speed_up:.2f}", likely, f"{option.latency_s:.3f}"]
         if price_per_hour is not None:
             cells.append(f"{option.cost(workload, price_per_hour):.3g}")
-        table.add_row(*cells, "; ".join(option.arm.leaks()))
+        table.add_row(*cells)
     console.print(table)
     if advice.is_guarded:
         console.print("no arm is surely better here, so the one that is best on average is taken")
     for remark in advice.remarks:
         console.print(f"[yellow]unlike the machines measured:[/] {escape(remark)}", soft_wrap=True)
-    console.print(f"run [bold]{advice.chosen.arm.name}[/]: {advice.chosen.arm.describe()}")
+    arm = advice.chosen.arm
+    console.print(f"run [bold]{arm.name}[/]: {arm.describe()}", soft_wrap=True)
+    for leak in arm.leaks():
+        console.print(f"[yellow]it leaks:[/] {escape(leak)}", soft_wrap=True)
 
 
 _N_SHOWN = 6

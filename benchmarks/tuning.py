@@ -5,7 +5,7 @@
 The bundled model is encrypted, and neither it nor these workloads are in the tuner's data. For each
 workload the node decides as `veilrun node --tune auto` does: advice from past runs, then three arms
 tried for a moment, on made-up traffic. Then every arm that may run serves other traffic of that
-workload, in turns; each keeps its best round. Printed are the speed-ups over the default arm of the
+workload, in turns; the median round counts. Printed are the speed-ups over the default arm of the
 arm that was chosen and of the best one, once with arms whose answers stay exact, once with all.
 
 With `--own-time`, for a process bound to one core (`taskset -c 0`), all is measured in CPU seconds,
@@ -30,7 +30,7 @@ from veilrun.equivariant.compile import encrypt
 from veilrun.keys import MasterKey
 from veilrun.node import loading
 from veilrun.node.clocks import Clock, CpuClock, WallClock
-from veilrun.node.measuring import Outcome
+from veilrun.node.measuring import Outcome, median_round
 from veilrun.node.trials import Trials, trials
 from veilrun.node.tuning import Choice, Wish, choose
 from veilrun.tune import workload
@@ -104,17 +104,17 @@ async def unseen(report: Report, subject: Subject, wanted: Workload, number: int
 async def everything(
     tried: Trials, asks: Sequence[Ask], wanted: Workload, subject: Subject
 ) -> dict[Arm, float]:
-    """The best mean latency of every arm that may run, in seconds."""
+    """The mean latency of every arm that may run, in seconds: of its median round."""
     situation = Situation(subject.machine.n_cores, can_compile=False)
     arms = [arm for arm in ARMS if not situation.objections(arm)]
-    best = dict.fromkeys(arms, float("inf"))
+    ran: dict[Arm, list[Outcome]] = {arm: [] for arm in arms}
     order = np.random.default_rng(0)
     for _ in range(subject.rounds):
         for i in order.permutation(len(arms)):
             outcome = await tried.run(arms[i], asks, wanted.concurrency, CUTOFF_S)
             if isinstance(outcome, Outcome):
-                best[arms[i]] = min(best[arms[i]], outcome.latency_s)
-    return best
+                ran[arms[i]].append(outcome)
+    return {arm: median_round(runs).latency_s for arm, runs in ran.items() if runs}
 
 
 def add(

@@ -4,8 +4,9 @@
     python benchmarks/tuning_tables.py --check  # exit code 1 if a number has drifted
 
 `docs/tuning` holds what commands printed: `evaluation.json` (veilrun tune evaluate --json, without
-its lists of tasks), `exact.json` (the same with --exact), `live.jsonl` (benchmarks/tuning.py). A
-table stands between `<!-- tuning: NAME -->` and `<!-- end -->`; a test runs the check.
+its lists of tasks), `exact.json` (the same with --exact), `aslib.json` (the same of ASlib's
+scenarios) and `live.jsonl` (benchmarks/tuning.py). A table stands between `<!-- tuning: NAME -->`
+and `<!-- end -->`; a test runs the check.
 """
 
 from __future__ import annotations
@@ -73,7 +74,6 @@ def _scores(one: Any) -> str:
     relative = one["scale"] == "latency"
     rows = []
     for score in one["scores"]:
-        low, high = score["closed_gap_interval"]
         regrets = [score["mean_regret"], *score["mean_regret_interval"], score["max_regret"]]
         mean, least, most, worst = (_regret(value, relative=relative) for value in regrets)
         n_worse = sum(fold["is_worse"] for fold in score["folds"])
@@ -81,7 +81,7 @@ def _scores(one: Any) -> str:
         rows.append(
             (
                 name,
-                f"{score['closed_gap']:.2f} ({low:.2f} to {high:.2f})",
+                _gap(score),
                 f"{mean} ({least} to {most})",
                 worst,
                 "" if score["speed_up"] is None else f"{score['speed_up']:.2f}",
@@ -96,6 +96,27 @@ def _scores(one: Any) -> str:
 
 def _regret(value: float, *, relative: bool) -> str:
     return f"{value:.1%}".replace("%", " %") if relative else f"{value:,.4g}"
+
+
+def aslib() -> str:
+    """ASlib's scenarios on their own folds: closed gap, and folds where a selector is worse."""
+    rows = [
+        (
+            one["scenario"],
+            f"**{score['name']}**" if score["name"] == OURS else score["name"],
+            _gap(score),
+            f"{sum(fold['is_worse'] for fold in score['folds'])} of {len(score['folds'])}",
+        )
+        for one in _json("aslib")
+        for score in one["scores"]
+        if score["name"] not in ("single best", "oracle")
+    ]
+    return _table(("scenario", "selector", "closed gap", "folds worse"), rows)
+
+
+def _gap(score: Any) -> str:
+    low, high = score["closed_gap_interval"]
+    return f"{score['closed_gap']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def live() -> str:
@@ -137,6 +158,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "data": data,
     "evaluation": evaluation,
     "exact": exact,
+    "aslib": aslib,
     "live": live,
     "summary": summary,
 }

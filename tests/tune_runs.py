@@ -41,7 +41,7 @@ def runs(n_each: int = 3) -> list[Record]:
                 "single": 1.2 * base,
                 "single-lookup": base * (1.3 - work.repetition),
                 "single-prefix": base * (1.3 - shared),
-                "single-int8": None if (n_layers, kind) == (LAYERS[-1], "bulk") else 0.75 * base,
+                "static-16-int8": None if (n_layers, kind) == (LAYERS[-1], "bulk") else 0.75 * base,
             }
             parts = task.parts(f"model {n_layers}", "box")
             for arm, seconds in times.items():

@@ -84,7 +84,7 @@ def test_train_then_recommend(tmp_path: Path, out: Path):
         "tune", "recommend", out, "--workload", "retrieval", "--tuner", tmp_path / "tuner"
     )
     assert advice["arm"] in {one["arm"] for one in advice["options"]}
-    assert "single-int8" in advice["refused"]
+    assert "static-16-int8" in advice["refused"]
     again = veilrun("tune", "train", bundled.runs(), tmp_path / "tuner", ok=False)
     assert "exists" in again.stderr
 
@@ -121,7 +121,7 @@ def test_a_workload_may_be_a_file(tmp_path: Path, out: Path):
 
 def test_arms_are_listed_with_what_they_leak():
     listed = {one["arm"]: one for one in told("tune", "arms", "--exact")}
-    assert listed["single-int8"]["objections"]
+    assert listed["static-16-int8"]["objections"]
     assert any("salt" in leak for leak in listed["single-prefix"]["leaks"])
     assert "vllm-16-prefix" in listed
 
@@ -169,7 +169,7 @@ def test_a_node_runs_the_arm_it_is_told_to(tmp_path: Path, out: Path):
     identity = ("--identity", tmp_path / "identity")
     with Node(out, "--tune", "single-prefix-lookup-int8", "--allow-approximate-weights", *identity):
         pass
-    refused = veilrun("node", out, "--tune", "single-int8", *identity, ok=False)
+    refused = veilrun("node", out, "--tune", "static-16-int8", *identity, ok=False)
     assert refused.returncode == 3
     assert "--allow-approximate-weights" in refused.stderr
     for wrong in (

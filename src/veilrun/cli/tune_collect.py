@@ -42,6 +42,9 @@ def collect(
             "nobody else uses.",
         ),
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Measure torch.compile too: a minute a task.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Which workloads; another seed, other ones.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,7 +68,7 @@ def collect(
     with Progress(*columns, TimeRemainingColumn(), console=stderr(), transient=True) as progress:
         bar = progress.add_task("probing the machine", total=len(wanted))
         clock = WallClock() if core is None else CpuClock()
-        how = Collection(probe(), machine, shutil.which("g++") is not None, clock)
+        how = Collection(probe(), machine, shutil.which("g++") is not None, compiled, clock)
         asyncio.run(
             collect(
                 wanted,

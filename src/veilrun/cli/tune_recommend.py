@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,10 +62,13 @@ def recommend(
     from veilrun.tune.arms import Situation
     from veilrun.tune.machine import probe
     from veilrun.tune.task import Task
+    from veilrun.tune.workload import USUAL_AGREEMENT
 
     if budget is not None and price_per_hour is None:
         raise UsageError("a budget needs a price: add --price-per-hour")
     wanted = read_workload(workload)
+    if draft is not None and not wanted.agreement:
+        wanted = replace(wanted, agreement=USUAL_AGREEMENT)
     with stderr().status("probing the machine"):
         here = probe()
         known = load_tuner(tuner)

@@ -1,11 +1,13 @@
 """Collecting records: every arm on every task, in turns, so that a drifting machine hits all alike.
 
 A task is a specimen and a workload; which ones follows from a seed. For each task the default arm
-goes first: its time sets the cutoff, its answers are what the others' are held against, and its
-answers' repetition is what is written down. Then arms take turns, in a new order each round: all
-of them, then those that could still be the best, then those near the best once more or twice, so
-that time goes where it decides. Each keeps its best round. A task's records are written when all
-its arms are done, the default arm's last.
+goes first: its time sets the cutoff, its answers are what the others' are held against. What is
+written down of a workload is what the traffic had: its lengths, its answers' repetition, and how
+many of their ids a draft would guess. Then arms take turns, in a new order each round: all of them,
+then those that could still be the best, then those near the best, so that time goes where it
+decides; before its first turn an arm warms up. An arm's median round counts: on machines that
+others use too, a shortest round is a matter of luck. A task's records are written when all its arms
+are done, the default arm's last.
 
 Invariant: whatever ends the work, the journal holds whole tasks only, and the next run goes on
 after them.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,8 +28,9 @@ import numpy as np
 
 from veilrun.errors import RefusedError
 from veilrun.node import loading
+from veilrun.node.agreement import agreement
 from veilrun.node.clocks import Clock, WallClock
-from veilrun.node.measuring import Outcome
+from veilrun.node.measuring import Outcome, median_round
 from veilrun.node.trials import Trials, trials
 from veilrun.tune import shape, workload
 from veilrun.tune.arms import ARMS, DEFAULT, Arm, Situation
@@ -37,12 +41,17 @@ from veilrun.tune.specimens import MAX_TOKENS, N_LOOPING, Specimen, make
 from veilrun.tune.task import Entries, Task
 from veilrun.tune.workload import KINDS, Ask, Workload
 
-_CUTOFF_RATIO: Final = 4.0
-_CUTOFF_FLOOR_S: Final = 1.0
-_ROUNDS: Final = (math.inf, 1.5, 1.2, 1.1)
+_CUTOFF_RATIO: Final = 8.0
+_CUTOFF_FLOOR_S: Final = 10.0
+_ROUNDS: Final = (math.inf, 1.6, 1.6, 1.3, 1.3)
 """Who goes on in each round: arms whose latency is at most this many times the best so far."""
 
-_LARGE: Final = 1_500_000
+_MOST_ROUNDS: Final = 11
+_ENOUGH_S: Final = 20.0
+"""More rounds like the last, up to the most, until a task has taken this long: short runs are the
+ones that chance moves."""
+
+_LARGE: Final = 1_000_000
 """Of `Specimen.size`."""
 
 _FIRST_CUTOFF_S: Final = 120.0
@@ -79,11 +88,16 @@ def tasks(
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """How to collect. machine_name: what this machine is called in the records."""
+    """How to collect.
+
+    machine_name: what this machine is called in the records. compiled: measure torch.compile too,
+    which takes a minute a task.
+    """
 
     machine: Machine
     machine_name: str
     can_compile: bool
+    compiled: bool = False
     clock: Clock = field(default_factory=WallClock)
 
 
@@ -143,58 +157,61 @@ async def _task(
     if isinstance(first, Status):
         raise RefusedError(f"{task.name}: the default arm ended with {first}; nothing to compare")
     situation = Situation(how.machine.n_cores, has_draft=has_draft, can_compile=how.can_compile)
-    best: dict[str, Outcome | Status] = {
-        arm.name: Status.NOT_APPLICABLE for arm in ARMS if situation.objections(arm)
-    }
-    wanted = [arm for arm in ARMS if task.specimen.compiled or not arm.compiled]
-    arms = [arm for arm in wanted if arm.name not in best]
-    await _rounds(task, tried, asks, arms, first, best)
-    seen = replace(task.workload, repetition=round(first.repetition, 4))
+    wanted = [arm for arm in ARMS if how.compiled or not arm.compiled]
+    arms = [arm for arm in wanted if not situation.objections(arm)]
+    ended: dict[str, Outcome | Status] = {arm.name: Status.NOT_APPLICABLE for arm in wanted}
+    ended |= await _rounds(task, tried, asks, arms, first)
+    seen = replace(
+        workload.observed(task.workload, asks),
+        repetition=round(first.repetition, 4),
+        agreement=round(agreement(folder / "draft", asks, first.answers), 4) if has_draft else 0.0,
+    )
     known = Task(of_model, how.machine, seen)
     parts = known.parts(task.specimen.name, how.machine_name)
     return [
-        as_record(task.name, arm.name, parts, best[arm.name], first) for arm in reversed(wanted)
+        as_record(task.name, arm.name, parts, ended[arm.name], first) for arm in reversed(wanted)
     ]
 
 
 async def _rounds(
-    task: PlannedTask,
-    tried: Trials,
-    asks: Sequence[Ask],
-    arms: Sequence[Arm],
-    first: Outcome,
-    best: dict[str, Outcome | Status],
-) -> None:
-    """Let all arms take turns; `best` gets the quickest round of each, or how it failed."""
+    task: PlannedTask, tried: Trials, asks: Sequence[Ask], arms: Sequence[Arm], first: Outcome
+) -> dict[str, Outcome | Status]:
+    """Let all arms take turns: the median round of each, by its name, or how it failed."""
     order = np.random.default_rng(task.seed)
     wall_s = sum(map(len, first.answers)) / first.tokens_per_s
     cutoff_s = max(_CUTOFF_FLOOR_S, _CUTOFF_RATIO * wall_s)
     concurrency = task.workload.concurrency
+    rounds: dict[str, list[Outcome]] = {arm.name: [] for arm in arms}
+    failed: dict[str, Outcome | Status] = {}
     for arm in arms:
-        if arm.compiled:  # the compiler's time is not the model's
-            warm = await tried.run(arm, asks, concurrency, _FIRST_CUTOFF_S)
+        if arm.compiled or not tried.has_run(arm):  # first runs pay for what later ones find done
+            some = asks if arm.compiled else asks[:1]
+            warm = await tried.run(arm, some, concurrency, _FIRST_CUTOFF_S)
             if isinstance(warm, Status):
-                best[arm.name] = warm
-    for ratio in _ROUNDS:
-        quickest = {exact: _quickest(arms, best, exact) for exact in (True, False)}
+                failed[arm.name] = warm
+    start = time.perf_counter()
+    for number in range(_MOST_ROUNDS):
+        if number >= len(_ROUNDS) and time.perf_counter() - start > _ENOUGH_S:
+            break
+        ratio = _ROUNDS[min(number, len(_ROUNDS) - 1)]
+        quickest = {exact: _quickest(arms, rounds, exact) for exact in (True, False)}
         for i in order.permutation(len(arms)):
-            name = arms[i].name
-            known = best.get(name)
-            if isinstance(known, Status) or (
-                known and known.latency_s > ratio * quickest[arms[i].is_exact]
-            ):
+            name, so_far = arms[i].name, rounds[arms[i].name]
+            limit_s = ratio * quickest[arms[i].is_exact]
+            if name in failed or (so_far and median_round(so_far).latency_s > limit_s):
                 continue
             outcome = await tried.run(arms[i], asks, concurrency, cutoff_s)
-            if known is None:
-                best[name] = outcome
-            elif not isinstance(outcome, Status):  # once it ran, a failure is the machine's
-                best[name] = min(known, outcome, key=lambda one: one.latency_s)
+            if not isinstance(outcome, Status):
+                so_far.append(outcome)
+            elif not so_far:  # once it ran, a failure is the machine's
+                failed[name] = outcome
+    return {name: median_round(ran) for name, ran in rounds.items() if ran} | failed
 
 
-def _quickest(arms: Sequence[Arm], best: Mapping[str, Outcome | Status], exact: bool) -> float:
+def _quickest(arms: Sequence[Arm], rounds: Mapping[str, list[Outcome]], exact: bool) -> float:
     """Who may not use approximate arms has a race of their own."""
-    measured = [best[arm.name] for arm in arms if arm.is_exact == exact and arm.name in best]
-    return min((one.latency_s for one in measured if isinstance(one, Outcome)), default=0.0)
+    ran = [rounds[arm.name] for arm in arms if arm.is_exact == exact and rounds[arm.name]]
+    return min((median_round(one).latency_s for one in ran), default=0.0)
 
 
 def as_record(

@@ -47,6 +47,11 @@ class Outcome:
     answers: tuple[tuple[int, ...], ...]
 
 
+def median_round(rounds: Sequence[Outcome]) -> Outcome:
+    """The round of median latency; of two in the middle, the quicker one."""
+    return sorted(rounds, key=lambda one: one.latency_s)[(len(rounds) - 1) // 2]
+
+
 @dataclass(slots=True)
 class _Timing:
     """Of one request, in seconds after the start."""

@@ -1,8 +1,8 @@
 """Looking before opening: the advised arms tried for a moment on this node's own model.
 
 1. The arms to try: the advised one, the next best, and the default arm.
-2. All serve the same made-up traffic, shaped like the workload, in turns, twice each, until the
-   time is up; an arm keeps its better run.
+2. All serve the same made-up traffic, shaped like the workload, in turns, three times each, until
+   the time is up; an arm's median run counts.
 3. The quickest is taken, unless it is quicker than the advised one by less than `MARGIN`.
 
 Made-up prompts do not make a real model repeat itself as real ones do. So where the answers'
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from veilrun.node.measuring import Outcome
+from veilrun.node.measuring import Outcome, median_round
 from veilrun.node.trials import Trials
 from veilrun.tune.advice import Advice
 from veilrun.tune.arms import Arm
@@ -27,7 +27,7 @@ from veilrun.tune.workload import Ask, Workload
 N_PROBES: Final = 3
 LIMIT_S: Final = 30.0
 MARGIN: Final = 0.05
-_ROUNDS: Final = 2
+_ROUNDS: Final = 3
 _NEAR: Final = 0.2
 
 
@@ -64,18 +64,19 @@ async def probe(
 ) -> Probed:
     """Try the arms, the advised one first in the list; see the head of this file."""
     start = time.perf_counter()
-    outcomes: dict[str, Outcome | Status] = {}
+    ran: dict[str, list[Outcome]] = {arm.name: [] for arm in arms}
+    failed: dict[str, Outcome | Status] = {}
     for _ in range(_ROUNDS):
         for arm in arms:
             left_s = limit_s - (time.perf_counter() - start)
-            known = outcomes.get(arm.name)
-            if left_s <= 0 or isinstance(known, Status):
+            if left_s <= 0 or arm.name in failed:
                 continue
             outcome = await tried.run(arm, asks, workload.concurrency, left_s)
-            if not isinstance(outcome, Status) and known is not None:
-                outcome = min(known, outcome, key=lambda one: one.latency_s)
-            if known is None or not isinstance(outcome, Status):
-                outcomes[arm.name] = outcome
+            if not isinstance(outcome, Status):
+                ran[arm.name].append(outcome)
+            elif not ran[arm.name]:  # once it ran, a failure is the machine's, or the time's
+                failed[arm.name] = outcome
+    outcomes = {name: median_round(runs) for name, runs in ran.items() if runs} | failed
     chosen = _decide(arms, outcomes, workload)
     return Probed(chosen, outcomes, time.perf_counter() - start)
 

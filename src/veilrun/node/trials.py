@@ -56,6 +56,10 @@ class Trials:
             await self.drop(arm)
             return Status.CRASH
 
+    def has_run(self, arm: Arm) -> bool:
+        """Whether this arm's engine is up: it has been asked before."""
+        return arm.name in self._engines
+
     async def drop(self, arm: Arm) -> None:
         """Stop this arm's engine, if it runs."""
         engine = self._engines.pop(arm.name, None)

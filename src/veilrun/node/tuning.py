@@ -1,6 +1,7 @@
 """How a node tunes itself before it opens: advice from past runs, a moment's trial, a record of it.
 
-1. The machine is probed, the model's shape read, and the tuner asked about the workload.
+1. The machine is probed, the model's shape read, and the tuner asked about the workload. How well a
+   draft guesses is measured first, unless the workload says it.
 2. The advised arm, the next best ones and the default arm are tried (`probing`), for half a minute
    at most.
 3. Where the owner wants it, what was measured becomes records, so that the next tuner knows more.
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from veilrun.node import loading, probing
+from veilrun.node.agreement import agreement
 from veilrun.node.clocks import Clock
 from veilrun.node.collecting import as_record
 from veilrun.node.engine import EngineLimits
@@ -30,12 +32,13 @@ from veilrun.tune.arms import DEFAULT, Arm, Situation
 from veilrun.tune.dataset import JOURNAL
 from veilrun.tune.machine import Machine
 from veilrun.tune.records import Journal
+from veilrun.tune.scenario import Status
 from veilrun.tune.task import Task
 from veilrun.tune.tuner import Tuner
-from veilrun.tune.workload import Ask, Workload
+from veilrun.tune.workload import USUAL_AGREEMENT, Ask, Workload
 
 _N_REQUESTS: Final = 8
-"""Of the trial's traffic, at most: three arms twice within half a minute."""
+"""Of the trial's traffic, at most: three arms three times within half a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,11 @@ async def choose(
         CheckpointError: `folder` holds no readable model.
     """
     config = loading.load_config(folder).get_text_config()
+    limits = engine_for(DEFAULT, folder, max_model_len=max_model_len).limits
+    if wish.draft is not None and not wish.workload.agreement:
+        on_step("measuring the draft")
+        share = await _agreement(folder, wish, limits) if wish.try_out else USUAL_AGREEMENT
+        wish = replace(wish, workload=replace(wish.workload, agreement=share))
     task = Task(shape.read(config), machine, wish.workload)
     situation = Situation(
         machine.n_cores,
@@ -102,7 +110,6 @@ async def choose(
     advice = tuner.advise(task.features(), task.describe(), situation)
     if not wish.try_out:
         return Choice(advice.chosen.arm, advice, None)
-    limits = engine_for(DEFAULT, folder, max_model_len=max_model_len).limits
     asks = _asks(wish, limits)
     arms = probing.shortlist(advice, DEFAULT)
     on_step(f"trying {', '.join(arm.name for arm in arms)}")
@@ -117,6 +124,17 @@ def _asks(wish: Wish, limits: EngineLimits) -> tuple[Ask, ...]:
     """Made-up traffic for the trial."""
     some = replace(wish.workload, n_requests=min(_N_REQUESTS, wish.workload.n_requests))
     return workload.traffic(some, limits.vocab_size, seed=0, max_tokens=limits.max_model_len)
+
+
+async def _agreement(folder: Path, wish: Wish, limits: EngineLimits) -> float:
+    """What the draft guesses of a few answers to made-up prompts."""
+    few = replace(wish.workload, n_requests=_N_REQUESTS // 2, sampled=0.0, rate_per_s=0.0)
+    asks = _asks(replace(wish, workload=few), limits)
+    async with trials(folder, limits.max_model_len, wish.draft) as tried:
+        ran = await tried.run(DEFAULT, asks, few.concurrency, probing.LIMIT_S)
+    if wish.draft is None or isinstance(ran, Status):
+        return USUAL_AGREEMENT
+    return round(agreement(wish.draft, asks, ran.answers), 4)
 
 
 def _keep(folder: Path, model: str, task: Task, probed: Probed) -> None:

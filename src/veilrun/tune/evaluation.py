@@ -2,7 +2,8 @@
 
 1. Outer folds: the scenario's own ("folds"), ten random ones ("tasks"), or one for each word of a
    group ("model", "machine"). A selector learns from the other folds only; whatever it tunes, it
-   tunes inside them, on inner folds of the same kind (`Scenario.folds` of the rows it is given).
+   tunes inside them, on inner folds of the same kind: of whole groups, where groups are held out
+   (`Scenario.folds` of the rows it is given), else of rows at random, as a table's own folds are.
 2. Every held-out task gets one arm, and is charged for it and, on runtimes, for its features.
 3. Four references go along: "single best" (found on the same training rows), "oracle", "random"
    (the expected loss of a drawn arm) and, where the table names one, "default".
@@ -136,7 +137,7 @@ def evaluate(
     for fold, fold_name in enumerate(names):
         asked = folds == fold
         train, test = scenario.rows(~asked), scenario.rows(asked)
-        train = replace(train, folds=None if hold_out == "tasks" else folds[~asked])
+        train = replace(train, folds=folds[~asked] if run.by_group else None)
         for name, selector in everyone.items():
             fitted = selector.fit(train)
             chosen[name][asked] = fitted.choose(test.features, test.applicable, test.task_texts)

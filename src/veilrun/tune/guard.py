@@ -2,15 +2,15 @@
 
     gain over the single best arm  >  threshold x sd  ? the learner's arm : the single best arm
 
-The threshold comes from inner cross-validation on training rows, never from a default: fixed at
-0.5 a guard gave away a third of what a forest had gained on our first table, and without one a
-forest lost to the single best arm on OPENML-WEKA-2017.
+The threshold comes from inner cross-validation on training rows: fixed at 0.5 a guard gave away a
+third of what a forest had gained on our first table, and without one a forest lost to the single
+best arm on OPENML-WEKA-2017.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,8 +29,7 @@ means.
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What some learners' mean estimate behind one guard would have saved on held-out training
-    rows.
+    """What some learners' mean estimate behind one guard saved on held-out training rows.
 
     members: the learners; none: always the single best arm. gain: in units of loss, a task, over
     the single best arm; error: its standard error.
@@ -40,6 +39,32 @@ class Trial:
     threshold: float = math.inf
     gain: float = 0.0
     error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """Learners behind a guard, and what they saved: for each inner fold, task by task.
+
+    by_group: a fold holds whole groups, whose tasks rise and fall together.
+    """
+
+    members: tuple[str, ...]
+    threshold: float
+    saved: tuple[Floats, ...]
+    by_group: bool
+
+    def trial(self) -> Trial:
+        """The savings in two numbers."""
+        mean = float(np.concatenate(self.saved).mean())
+        return Trial(
+            self.members, self.threshold, mean, standard_error(self.saved, by_group=self.by_group)
+        )
+
+    def beats(self, other: Candidate) -> bool:
+        """Whether it saves more, by more than the standard error of the difference."""
+        more = [own - its for own, its in zip(self.saved, other.saved, strict=True)]
+        error = standard_error(more, by_group=self.by_group)
+        return float(np.concatenate(more).mean()) > error
 
 
 def guarded(estimate: Estimate, applicable: Bools, order: Ints, threshold: float) -> Ints:
@@ -52,42 +77,41 @@ def guarded(estimate: Estimate, applicable: Bools, order: Ints, threshold: float
     return np.where(gain > threshold * _at(estimate.sd, bold), bold, safe)
 
 
-def trials(
+def candidates(
     learners: Mapping[str, Estimator], blends: Sequence[tuple[str, ...]], train: Scenario, seed: int
-) -> Iterator[Trial]:
-    """Every blend behind every threshold, tried on inner folds of the training rows.
-
-    The error is the larger of two: as if tasks were independent, and as if only folds were, since
-    tasks of one model or machine rise and fall together.
-    """
-    folds = inner(train, seed)
-    saved: dict[tuple[tuple[str, ...], float], list[Floats]] = {}
-    for seen, asked in inner_splits(train, folds):
+) -> list[Candidate]:
+    """Every blend behind every threshold, tried on inner folds of the training rows."""
+    saved: dict[tuple[tuple[str, ...], float], list[Floats]] = {
+        (blend, threshold): [] for blend in blends for threshold in THRESHOLDS
+    }
+    for seen, asked in inner_splits(train, inner(train, seed)):
         fitted = {name: learner.fit(seen) for name, learner in learners.items()}
         opinions = {name: one.estimate(asked.features) for name, one in fitted.items()}
         order = next(iter(fitted.values())).order
         safe = charged(asked, fallback(asked.applicable, order), uses_features=False)
-        for blend in blends:
+        for (blend, threshold), savings in saved.items():
             opinion = combine([opinions[name] for name in blend])
-            for threshold in THRESHOLDS:
-                chosen = guarded(opinion, asked.applicable, order, threshold)
-                saving = safe - charged(asked, chosen, uses_features=True)
-                saved.setdefault((blend, threshold), []).append(saving)
-    for (blend, threshold), by_fold in saved.items():
-        yield Trial(
-            blend, threshold, float(np.concatenate(by_fold).mean()), standard_error(by_fold)
-        )
+            chosen = guarded(opinion, asked.applicable, order, threshold)
+            savings.append(safe - charged(asked, chosen, uses_features=True))
+    by_group = train.folds is not None
+    return [
+        Candidate(*what, tuple(savings), by_group) for what, savings in saved.items() if savings
+    ]
 
 
-def standard_error(by_fold: Sequence[Floats]) -> float:
-    """Of the mean of all values: the larger of that over values and that over folds."""
+def standard_error(by_fold: Sequence[Floats], *, by_group: bool) -> float:
+    """Of the mean of all values, as if they were independent; by_group: or as if only folds were,
+    whichever is larger."""
     values = np.concatenate(by_fold)
     n, n_folds = len(values), len(by_fold)
     if n < 2 or n_folds < 2:
         return math.inf
+    over_values = float(values.std(ddof=1)) / math.sqrt(n)
+    if not by_group:
+        return over_values
     away = np.array([(one - values.mean()).sum() for one in by_fold])
     over_folds = math.sqrt((away**2).sum() * n_folds / (n_folds - 1)) / n
-    return max(float(values.std(ddof=1)) / math.sqrt(n), over_folds)
+    return max(over_values, over_folds)
 
 
 def _at(table: Floats, chosen: Ints) -> Floats:

@@ -15,6 +15,7 @@ from veilrun.tune.selectors.clusters import Clusters
 from veilrun.tune.selectors.factors import Factors
 from veilrun.tune.selectors.forest import Forest
 from veilrun.tune.selectors.knn import Neighbours
+from veilrun.tune.selectors.law import Law, tells_work
 from veilrun.tune.selectors.pairwise import Pairwise
 from veilrun.tune.selectors.texts import Texts
 from veilrun.tune.sentences import embedder
@@ -34,6 +35,7 @@ def selectors(
     """
     every: dict[str, Selector] = {
         OURS: MetaSelector(),
+        **({"law": Law()} if tells_work(scenario) else {}),
         "forest": Forest(),
         "pairwise forest": Pairwise(),
         "boosting": Boosting(),

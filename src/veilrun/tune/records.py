@@ -36,7 +36,7 @@ from veilrun.errors import DecodeError, StorageError, UsageError
 from veilrun.tune.arms import by_name
 from veilrun.tune.scenario import Scale, Scenario, Status
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the collecting code. It grows when a number comes to mean something else."""
 
 MEASURE: Final = "latency_s"
@@ -56,7 +56,7 @@ class Record:
     task: names a model, machine and workload together.
     model, machine, workload: by name, see `LABELS` for what must be there; `text`: a sentence.
     outcome: `latency_s` if the run was ok, and what else was measured: ttft_p50_s, ttft_p99_s,
-        tpot_s, tokens_per_s, cpu_s_per_token, peak_rss_bytes, exact (0 or 1), n_repeats.
+        tpot_s, tokens_per_s, cpu_s_per_token, peak_rss_bytes, exact (0 or 1).
     """
 
     task: str

@@ -31,6 +31,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+WORK: Final = "work_"
+"""What names of features begin with that are parts of the work (`part.work_...`)."""
+
 PENALTY: Final = 10.0
 """A failed run costs this many times the cutoff: PAR10, the convention of the field."""
 
@@ -118,6 +121,12 @@ class Scenario:
         for what, (found, wanted) in shapes.items():
             if found != wanted:
                 raise UsageError(f"{self.name}: {what} has shape {found}, not {wanted}")
+
+    @property
+    def is_work(self) -> Bools:
+        """[d]: which features are parts of the work, see `tune.works`."""
+        parts = (name.partition(".")[2] for name in self.feature_names)
+        return np.array([part.startswith(WORK) for part in parts], np.bool_)
 
     @property
     def applicable(self) -> Bools:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from veilrun.tune import works
 from veilrun.tune.estimates import estimates
 from veilrun.tune.machine import Machine
 from veilrun.tune.shape import Shape
@@ -38,6 +39,7 @@ class Task:
                 "text": self.workload.describe(),
                 **self.workload.features(),
                 **estimates(self.shape, self.machine, self.workload),
+                **works.features(self.shape, self.machine, self.workload),
             },
         }
 

@@ -30,9 +30,10 @@ from veilrun.tune.dataset import ASLIB
 from veilrun.tune.records import check_machine
 from veilrun.tune.scenario import Bools, Floats, Scenario
 from veilrun.tune.selector import FittedMeta, MetaSelector, trial_from_json, trial_to_json
-from veilrun.tune.selectors.base import FittedEstimator, pick
+from veilrun.tune.selectors.base import Estimator, FittedEstimator, pick
 from veilrun.tune.selectors.folds import by_word
 from veilrun.tune.selectors.forest import Forest
+from veilrun.tune.selectors.law import Law, tells_work
 from veilrun.tune.selectors.trees import Trees
 
 _FILE: Final = "tuner.json"
@@ -43,13 +44,13 @@ _VERSION: Final = 1
 class Tuner:
     """scenario: the table. fitted: the selector, which chooses.
 
-    forest: what times are expected of every arm; a selector's own estimates only serve to choose.
+    expected: what times are expected of every arm; a selector's own estimates only serve to choose.
     """
 
     scenario: Scenario
     settings: MetaSelector
     fitted: FittedMeta
-    forest: FittedEstimator
+    expected: FittedEstimator
 
     @classmethod
     def train(cls, scenario: Scenario, settings: MetaSelector, hold_out: str = "model") -> Tuner:
@@ -57,7 +58,7 @@ class Tuner:
         rows = scenario
         if hold_out in scenario.groups:
             rows = replace(scenario, folds=by_word(scenario.groups[hold_out]))
-        return cls(scenario, settings, settings.fit(rows), _EXPECTED.fit(scenario))
+        return cls(scenario, settings, settings.fit(rows), _estimator(scenario).fit(scenario))
 
     def save(self, folder: Path) -> None:
         """Write the tuner, whole or not at all.
@@ -100,7 +101,7 @@ class Tuner:
         settings = MetaSelector.from_json(content["settings"])
         scenario = aslib.read(folder / ASLIB)
         fitted = settings.refit(scenario, trial_from_json(content["verdict"]))
-        return cls(scenario, settings, fitted, _EXPECTED.fit(scenario))
+        return cls(scenario, settings, fitted, _estimator(scenario).fit(scenario))
 
     def advise(self, features: Mapping[str, float], text: str, situation: Situation) -> Advice:
         """An arm for this model, machine and workload, and what speaks for and against the others.
@@ -118,7 +119,7 @@ class Tuner:
         if not applicable.any():
             raise RefusedError("no arm that the tuner knows may run here; see `veilrun tune arms`")
         chosen = int(self.fitted.choose(row, applicable, [text])[0])
-        estimate = self.forest.estimate(row)
+        estimate = self.expected.estimate(row)
         latency = self._default_latency(row)
         expected, doubt = np.nan_to_num(estimate.mean[0]), np.nan_to_num(estimate.sd[0])
         default = list(self.scenario.arms).index(self.scenario.default or self.scenario.arms[0])
@@ -155,11 +156,16 @@ class Tuner:
         at = list(self.scenario.arms).index(self.scenario.default or self.scenario.arms[0])
         column = self.scenario.results[:, at : at + 1]
         known = np.isfinite(column[:, 0])
-        forest = _EXPECTED.trees.grow(self.scenario.features[known], np.log(column[known, 0]))
+        forest = _TREES.grow(self.scenario.features[known], np.log(column[known, 0]))
         return float(np.exp(forest.predict(row.astype(np.float32))[0]))
 
 
-_EXPECTED: Final = Forest(Trees(100))
+_TREES: Final = Trees(100)
+
+
+def _estimator(scenario: Scenario) -> Estimator:
+    """Whose numbers are shown."""
+    return Law(_TREES) if tells_work(scenario) else Forest(_TREES)
 
 
 def _option(arm: Arm, loss: float, doubt: float, default_latency_s: float) -> Option:

@@ -1,4 +1,4 @@
-"""What a node is asked to do, in ten numbers, and traffic that looks like it.
+"""What a node is asked to do, in a few numbers, and traffic that looks like it.
 
 A workload holds no text and no ids, so it may be kept, shared and compared. `draw` makes one of
 a kind (`KINDS`) at random, and `traffic` makes requests from one: random ids with the lengths, the
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,9 @@ from veilrun.errors import DecodeError, UsageError
 _MAX_TOKENS: Final = 1_000_000
 _MAX_REQUESTS: Final = 100_000
 _MAX_RATE_PER_S: Final = 1_000_000.0
+
+USUAL_AGREEMENT: Final = 0.7
+"""Of a draft that nobody has measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Workload:
     prefix_tokens: how many ids a prompt has in common with others, at its start.
     n_prefixes: how many such beginnings there are.
     repetition: share of an answer's tokens that prompt lookup would guess, from 0 to 1.
+    agreement: share of an answer's tokens that the draft model guesses right; 0: there is none, or
+        nobody has measured it.
     sampled: share of requests that draw their tokens; the others take the likeliest.
     """
 
@@ -56,6 +61,7 @@ class Workload:
     prefix_tokens: int = 0
     n_prefixes: int = 1
     repetition: float = 0.0
+    agreement: float = 0.0
     sampled: float = 0.0
 
     def __post_init__(self) -> None:
@@ -69,6 +75,7 @@ class Workload:
             "prefix_tokens": (0, self.prompt_tokens - 1),
             "n_prefixes": (1, _MAX_REQUESTS),
             "repetition": (0, 1),
+            "agreement": (0, 1),
             "sampled": (0, 1),
         }
         for name, (least, most) in bounds.items():
@@ -95,6 +102,7 @@ class Workload:
             "reused_share": n_reused / total,
             "log_reused_tokens": math.log2(1 + n_reused / self.n_requests),
             "repetition": self.repetition,
+            "agreement": self.agreement * (1 - self.sampled),
             "guessable_tokens": self.repetition * (1 - self.sampled) * self.answer_tokens,
             "sampled": self.sampled,
         }
@@ -106,10 +114,12 @@ class Workload:
             if self.rate_per_s
             else f"{min(self.concurrency, self.n_requests)} at a time"
         )
+        drafted = f", a draft guesses {self.agreement:.0%} of them" if self.agreement else ""
         return (
             f"{self.n_requests} requests {pace}, prompts of about {self.prompt_tokens} tokens of "
             f"which {self.prefix_tokens} are shared, answers of about {self.answer_tokens} tokens, "
-            f"{self.repetition:.0%} of them repetition, {self.sampled:.0%} of requests sampled"
+            f"{self.repetition:.0%} of them repetition{drafted}, {self.sampled:.0%} of requests "
+            "sampled"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -178,6 +188,29 @@ def traffic(
         ids = np.concatenate([prefixes[i % workload.n_prefixes], own])
         asks.append(Ask(tuple(ids.tolist()), n_answer, float(times[i]), bool(sampled[i])))
     return tuple(asks)
+
+
+_TELLING: Final = 8
+"""Tokens; shorter answers are rounded too much to tell how lengths spread."""
+
+
+def observed(workload: Workload, asks: Sequence[Ask]) -> Workload:
+    """The same workload, with lengths, spread and pace as some of its traffic really had them.
+
+    Lengths are geometric means, which are the medians of what `traffic` draws.
+    """
+    lengths = np.log([(len(ask.token_ids), ask.answer_tokens) for ask in asks])
+    prompt, answer = np.exp(lengths.mean(0))
+    told = lengths if answer >= _TELLING else lengths[:, :1]
+    last_s = max(ask.at_s for ask in asks)
+    return replace(
+        workload,
+        prompt_tokens=max(round(prompt), workload.prefix_tokens + 1),
+        answer_tokens=max(round(answer), 1),
+        spread=round(min(float(told.std(0).mean()), 3.0), 4),
+        rate_per_s=round((len(asks) - 1) / last_s, 4) if last_s else workload.rate_per_s,
+        sampled=sum(ask.sampled for ask in asks) / len(asks),
+    )
 
 
 def _some(n: int, share: float, random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -23,12 +23,13 @@ from veilrun.tune.workload import KINDS
 TINY = Specimen("tiny", "llama", 2, 64, 4, 2, 512, draft_accuracy=0.9)
 PLAIN = replace(TINY, name="plain", draft_accuracy=None)
 HOW = Collection(Machine(2, 60.0, 110.0, 9.0, 2.0, 1.5), "box", can_compile=False)
-SOME = ("continuous-16", "single", "single-draft", "single-compiled", "single-int8")
+SOME = ("continuous-16", "single", "single-draft", "single-compiled", "static-16-int8")
 
 
 @pytest.fixture(autouse=True)
 def few_arms(monkeypatch):
     monkeypatch.setattr(collecting, "ARMS", tuple(by_name(name) for name in SOME))
+    monkeypatch.setattr(collecting, "_ENOUGH_S", 0.0)
 
 
 def run(journal: Journal, specimens=(TINY,), n_each: int = 2) -> list[tuple[str, int]]:
@@ -54,7 +55,9 @@ def test_a_journal_fills_task_by_task_and_goes_on(tmp_path: Path):
     assert by_arm["tiny", "single-draft"].status is Status.OK
     assert by_arm["plain", "single-draft"].status is Status.NOT_APPLICABLE
     assert by_arm["tiny", "single"].outcome["exact"] == 1.0
-    assert by_arm["tiny", "single"].features == by_arm["tiny", "single-int8"].features
+    assert by_arm["tiny", "single"].features == by_arm["tiny", "static-16-int8"].features
+    assert by_arm["tiny", "single"].workload["agreement"] > 0.5
+    assert by_arm["plain", "single"].workload["agreement"] == 0
     again = run(Journal(path), (TINY, PLAIN), 2)
     assert [n for _, n in again] == [0, 0, 4, 4] or [n for _, n in again].count(0) == 2
     assert dataset.write(tmp_path).n_tasks == 4
@@ -106,5 +109,26 @@ def test_time_goes_where_it_decides(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(Trials, "run", slowed)
     run(Journal(tmp_path / dataset.JOURNAL), (PLAIN,), 1)
-    assert asked.count("single") == 1
-    assert asked.count(DEFAULT.name) >= 2
+    assert asked.count("single") == 2  # a warm-up, and one round
+    assert asked.count(DEFAULT.name) <= len(collecting._ROUNDS) + 1
+    asked.clear()
+    monkeypatch.setattr(collecting, "ARMS", (DEFAULT,))
+    monkeypatch.setattr(collecting, "_ENOUGH_S", 1e9)
+    run(Journal(tmp_path / "other.jsonl"), (PLAIN,), 1)
+    assert asked.count(DEFAULT.name) == collecting._MOST_ROUNDS + 1  # short runs: all rounds
+
+
+def test_the_median_round_counts_neither_the_luckiest_nor_the_slowest(tmp_path: Path, monkeypatch):
+    rounds = iter([1.0, 1.3, 0.2, 1.1, 5.0] * 20)
+    monkeypatch.setattr(collecting, "ARMS", (DEFAULT,))
+    monkeypatch.setattr(collecting, "_ROUNDS", (9.0,) * 5)
+    real = Trials.run
+
+    async def paced(self, arm, *given):
+        return replace(await real(self, arm, *given), latency_s=next(rounds))
+
+    monkeypatch.setattr(Trials, "run", paced)
+    journal = Journal(tmp_path / dataset.JOURNAL)
+    run(journal, (PLAIN,), 1)
+    (record,) = journal.read()
+    assert record.outcome["latency_s"] == 1.1

@@ -13,7 +13,7 @@ from veilrun.tune.arms import DEFAULT, Arm, by_name
 from veilrun.tune.scenario import Status
 from veilrun.tune.workload import Ask, Workload
 
-SINGLE, LOOKUP, INT8 = (by_name(f"single{end}") for end in ("", "-lookup", "-int8"))
+SINGLE, LOOKUP, INT8 = map(by_name, ("single", "single-lookup", "single-prefix-int8"))
 WORK = Workload("chat", 4, 1, 8, 8, repetition=0.5)
 ASKS = (Ask((1, 2, 3), 4, 0.0, sampled=False),)
 
@@ -51,21 +51,26 @@ def test_three_arms_are_tried_the_default_among_them():
     assert probing.shortlist(options(SINGLE), DEFAULT) == (SINGLE,)
 
 
-def test_the_quicker_one_wins_by_its_better_round():
-    told, canned = probe({SINGLE: [outcome(0.5), outcome(0.4)], INT8: [outcome(0.9), outcome(0.3)]})
+def test_the_quicker_one_wins_by_its_median_round():
+    told, canned = probe(
+        {
+            SINGLE: [outcome(one) for one in (0.5, 0.1, 0.4)],
+            INT8: [outcome(one) for one in (0.9, 0.3, 0.2)],
+        }
+    )
     assert told.chosen == INT8
-    assert canned.asked == ["single", "single-int8"] * 2
+    assert canned.asked == ["single", "single-prefix-int8"] * 3
     assert told.speed_up(SINGLE) == pytest.approx(4 / 3)
     assert told.speed_up(LOOKUP) is None
 
 
 def test_a_little_quicker_is_not_enough():
-    told, _ = probe({SINGLE: [outcome(0.40)] * 2, INT8: [outcome(0.39)] * 2})
+    told, _ = probe({SINGLE: [outcome(0.40)] * 3, INT8: [outcome(0.39)] * 3})
     assert told.chosen == SINGLE
 
 
 def test_a_failed_arm_is_not_taken_nor_tried_again():
-    told, canned = probe({SINGLE: [Status.CRASH], INT8: [outcome(0.9)] * 2})
+    told, canned = probe({SINGLE: [Status.CRASH], INT8: [outcome(0.9)] * 3})
     assert told.chosen == INT8
     assert canned.asked.count("single") == 1
     assert told.outcomes["single"] is Status.CRASH
@@ -76,15 +81,15 @@ def test_where_everything_fails_the_advice_stands():
 
 
 def test_an_unlifelike_trial_neither_makes_nor_breaks_a_guessing_arm():
-    unlike = [outcome(0.1, repetition=0.0), outcome(0.1, repetition=0.0)]
-    assert probe({SINGLE: [outcome(0.4)] * 2, LOOKUP: list(unlike)})[0].chosen == SINGLE
-    slow = [outcome(0.9, repetition=0.0)] * 2
-    assert probe({LOOKUP: slow, SINGLE: [outcome(0.4, 0.0)] * 2})[0].chosen == LOOKUP
+    unlike = [outcome(0.1, repetition=0.0)] * 3
+    assert probe({SINGLE: [outcome(0.4)] * 3, LOOKUP: list(unlike)})[0].chosen == SINGLE
+    slow = [outcome(0.9, repetition=0.0)] * 3
+    assert probe({LOOKUP: slow, SINGLE: [outcome(0.4, 0.0)] * 3})[0].chosen == LOOKUP
 
 
 def test_a_lifelike_trial_decides_about_guessing_arms_too():
-    assert probe({SINGLE: [outcome(0.4)] * 2, LOOKUP: [outcome(0.1)] * 2})[0].chosen == LOOKUP
-    assert probe({LOOKUP: [outcome(0.9)] * 2, SINGLE: [outcome(0.4)] * 2})[0].chosen == SINGLE
+    assert probe({SINGLE: [outcome(0.4)] * 3, LOOKUP: [outcome(0.1)] * 3})[0].chosen == LOOKUP
+    assert probe({LOOKUP: [outcome(0.9)] * 3, SINGLE: [outcome(0.4)] * 3})[0].chosen == SINGLE
 
 
 def test_the_time_limit_ends_the_trial():
@@ -92,7 +97,9 @@ def test_the_time_limit_ends_the_trial():
     assert (told.chosen, canned.asked, told.outcomes) == (SINGLE, [], {})
 
 
-def test_a_second_round_that_fails_leaves_the_first():
-    told, _ = probe({SINGLE: [outcome(0.4), Status.TIMEOUT], INT8: [outcome(0.9)] * 2})
+def test_a_later_round_that_fails_leaves_the_others():
+    told, _ = probe(
+        {SINGLE: [outcome(0.4), Status.TIMEOUT, outcome(0.4)], INT8: [outcome(0.9)] * 3}
+    )
     assert told.chosen == SINGLE
     assert isinstance(told.outcomes["single"], Outcome)

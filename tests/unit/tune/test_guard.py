@@ -11,7 +11,14 @@ from tune_tables import decided, table
 
 from veilrun.errors import DecodeError, UsageError
 from veilrun.tune.evaluation import evaluate
-from veilrun.tune.guard import THRESHOLDS, Trial, guarded, standard_error, trials
+from veilrun.tune.guard import (
+    THRESHOLDS,
+    Candidate,
+    Trial,
+    candidates,
+    guarded,
+    standard_error,
+)
 from veilrun.tune.scenario import Scale
 from veilrun.tune.selector import MetaSelector, trial_from_json, trial_to_json
 from veilrun.tune.selectors.base import Estimate
@@ -58,20 +65,35 @@ def test_noise_is_not_acted_upon_and_an_unguarded_forest_is_below():
     assert np.mean(guarded) > -0.02 > np.mean(unguarded)
 
 
-def test_trials_hold_every_blend_behind_every_threshold():
+def test_candidates_are_every_blend_behind_every_threshold():
     learners = {"a": Forest(Trees(10)), "b": Forest(Trees(10, seed=1))}
-    found = list(trials(learners, [("a",), ("a", "b")], decided(n=60), seed=0))
+    found = candidates(learners, [("a", "b"), ("a",)], decided(n=60), seed=0)
     assert len(found) == 2 * len(THRESHOLDS)
-    assert all(trial.gain > 0 and 0 < trial.error < math.inf for trial in found)
+    assert (found[0].members, found[0].threshold) == (("a", "b"), 0.0)
+    assert all(one.trial().gain > 0 and 0 < one.trial().error < math.inf for one in found)
+
+
+def test_a_candidate_beats_another_by_more_than_chance_only():
+    rng = np.random.default_rng(0)
+    tasks = [rng.normal(size=40) for _ in range(5)]  # what both have in common counts for neither
+    first = Candidate(("a",), 0.0, tuple(tasks), by_group=True)
+    better = Candidate(
+        ("b",), 0.0, tuple(one + 0.1 + rng.normal(0, 0.1, 40) for one in tasks), True
+    )
+    luckier = Candidate(("c",), 0.0, tuple(one + rng.normal(0, 1, 40) for one in tasks), True)
+    assert better.beats(first) and not first.beats(better)
+    assert not (luckier.beats(first) and first.beats(luckier))
+    assert not first.beats(first)
 
 
 def test_the_standard_error_sees_that_folds_move_together():
     rng = np.random.default_rng(0)
     alone = [rng.normal(size=50) for _ in range(20)]
-    assert standard_error(alone) == pytest.approx(1 / math.sqrt(1000), rel=0.4)
+    assert standard_error(alone, by_group=True) == pytest.approx(1 / math.sqrt(1000), rel=0.4)
     together = [one + 3 * rng.normal() for one in alone]
-    assert standard_error(together) == pytest.approx(3 / math.sqrt(20), rel=0.4)
-    assert standard_error([np.ones(3)]) == math.inf
+    assert standard_error(together, by_group=True) == pytest.approx(3 / math.sqrt(20), rel=0.4)
+    assert standard_error(together, by_group=False) < 0.2
+    assert standard_error([np.ones(3)], by_group=True) == math.inf
 
 
 def test_caution_may_be_more_than_any_gain():

@@ -128,8 +128,8 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, name: str, value: Any
 
 def test_a_journal_of_another_version_is_refused_by_name(tmp_path: Path):
     path = tmp_path / "journal.jsonl"
-    path.write_text(json.dumps(records.to_fields(record()) | {"version": 2}) + "\n")
-    with pytest.raises(UsageError, match=f"line 1: {DEFAULT} on t: recorded by version 2"):
+    path.write_text(json.dumps(records.to_fields(record()) | {"version": 1}) + "\n")
+    with pytest.raises(UsageError, match=f"line 1: {DEFAULT} on t: recorded by version 1"):
         Journal(path)
 
 
@@ -210,8 +210,8 @@ def test_the_table_of_some_records():
 
 def test_chosen_arms_come_in_their_order_and_others_are_not_looked_at():
     made = [record(), record(arm=OTHER), record(arm=THIRD, model={"name": "elsewhere"})]
-    table = to_scenario(made, "x", (OTHER, "single-int8", DEFAULT), DEFAULT).scenario
-    assert table.arms == (OTHER, "single-int8", DEFAULT)
+    table = to_scenario(made, "x", (OTHER, "static-16-int8", DEFAULT), DEFAULT).scenario
+    assert table.arms == (OTHER, "static-16-int8", DEFAULT)
     assert table.status.tolist() == [[Status.OK, Status.MISSING, Status.OK]]
 
 
@@ -324,8 +324,8 @@ def test_parquet_refuses_what_is_not_ours(tmp_path: Path):
         pq.write_table(table, path, store_schema=False)
         with pytest.raises(DecodeError, match=why):
             parquet.read(path)
-    pq.write_table(good.set_column(at, "version", pa.array([2, 2, 2])), path)
-    with pytest.raises(UsageError, match=r"row 1: .* on a: recorded by version 2"):
+    pq.write_table(good.set_column(at, "version", pa.array([1, 1, 1])), path)
+    with pytest.raises(UsageError, match=r"row 1: .* on a: recorded by version 1"):
         parquet.read(path)
     with pytest.raises(UsageError, match="cannot read"):
         parquet.read(tmp_path / "none.parquet")

@@ -80,7 +80,7 @@ def test_it_advises_what_suits_the_workload(tuner: Tuner):
     quickest = max(shared.options, key=lambda one: one.speed_up)
     assert quickest.arm.name == "single-prefix"
     assert shared.is_guarded is (shared.chosen != quickest)
-    assert advice(tuner, 4, "summary").chosen.arm.name == "single-int8"
+    assert advice(tuner, 4, "summary").chosen.arm.name == "static-16-int8"
 
 
 def test_expected_times_are_near_the_formula(tuner: Tuner):
@@ -93,7 +93,7 @@ def test_expected_times_are_near_the_formula(tuner: Tuner):
 
 def test_what_may_not_run_is_named_with_its_reason(tuner: Tuner):
     told = advice(tuner, 4, "chat", here=Situation(2, exact=True, one_salt_per_user=False))
-    assert set(told.refused) == {"single-int8", "single-prefix"}
+    assert set(told.refused) == {"static-16-int8", "single-prefix"}
     assert "salt" in told.refused["single-prefix"][0]
     assert not set(told.refused) & {one.arm.name for one in told.options}
 
@@ -183,12 +183,12 @@ def option(name: str, latency_s: float) -> Option:
 
 
 def test_a_budget_refuses_what_costs_more():
-    told = Advice((option("single", 0.3), option("single-int8", 0.1)), {}, False, ())
+    told = Advice((option("single", 0.3), option("static-16-int8", 0.1)), {}, False, ())
     work = Workload("chat", 8, 2, 10, 10)
     # 1,000 requests, two at a time: 150 s and 50 s of a machine at 3.6 an hour
     assert told.options[0].cost(work, 3.6) == pytest.approx(0.15)
     cheap = told.within(0.1, work, 3.6)
-    assert [one.arm.name for one in cheap.options] == ["single-int8"]
+    assert [one.arm.name for one in cheap.options] == ["static-16-int8"]
     assert "0.15" in cheap.refused["single"][0]
-    with pytest.raises(RefusedError, match=r"single-int8, is expected to cost 0\.05"):
+    with pytest.raises(RefusedError, match=r"static-16-int8, is expected to cost 0\.05"):
         told.within(0.01, work, 3.6)

@@ -108,7 +108,8 @@ class ByEstimate:
 class Lesson:
     """Training rows as learners take them; rows where no arm has a loss are left out.
 
-    inputs, standardised: float64 [n, d'], prepared features. relative: float64 [n, k], loss less
+    inputs, standardised: float64 [n, d'], prepared features; works: float64 [n, w], seconds of each
+    part of the work, where the table tells them (`tune.works`). relative: float64 [n, k], loss less
     the row's level; nan: unknown. The level is the median over arms that every row has, so that it
     means the same on all rows (over those the row has, if there is no such arm). The single best
     arm's loss would not do: where it is not applicable, all other arms would look better than
@@ -118,6 +119,7 @@ class Lesson:
     preparation: Preparation
     inputs: Floats
     standardised: Floats
+    works: Floats
     relative: Floats
     order: Ints
 
@@ -129,24 +131,29 @@ class Lesson:
         if not known.any():
             raise UsageError(f"{train.name}: no row has a measured arm; collect records first")
         loss, features = loss[known], train.features[known]
-        preparation = Preparation.fit(features)
+        preparation = Preparation.fit(features, train.is_work)
         order = best_first(loss)
-        relative = loss - _level(loss)[:, None]
+        relative = loss - level(loss)[:, None]
         return cls(
             preparation,
             preparation.apply(features),
             preparation.standardise(features),
+            seconds(features[:, train.is_work]),
             relative,
             order,
         )
 
 
-def _level(loss: Floats) -> Floats:
-    """float64 [n]; every row has a number."""
+def seconds(works: Floats) -> Floats:
+    """Of parts of the work, from the logarithms in which tables hold them."""
+    return np.exp2(works)
+
+
+def level(loss: Floats) -> Floats:
+    """Of each row, float64 [n]; every row has a number. See `Lesson`."""
     known = np.isfinite(loss)
     common = np.asarray(known.all(0))
-    level: Floats = np.nanmedian(loss[:, common] if common.any() else loss, axis=1)
-    return level
+    return np.asarray(np.nanmedian(loss[:, common] if common.any() else loss, axis=1))
 
 
 def best_first(loss: Floats) -> Ints:

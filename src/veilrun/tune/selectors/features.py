@@ -3,7 +3,8 @@
 1. What is not finite is a hole; finite values are cut at +-1e30, which a float32 still holds.
 2. A hole becomes the column's median over the training rows; a column that had holes in training
    gets a second column that says where they are.
-3. Columns that are constant over the training rows are dropped.
+3. Columns that are constant over the training rows are dropped, and so are those that the caller
+   names: parts of the work (`tune.works`) are for the learner that adds them up.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ class Preparation:
     scale: Floats
 
     @classmethod
-    def fit(cls, features: Floats) -> Preparation:
-        """Learn medians, holes and spreads from these rows, [n, d]."""
+    def fit(cls, features: Floats, without: Bools | None = None) -> Preparation:
+        """Learn medians, holes and spreads from these rows, [n, d]. without: [d], to be dropped."""
         holes = ~np.isfinite(features)
+        dropped = np.zeros(features.shape[1], np.bool_) if without is None else without
         median = np.zeros(features.shape[1])
         for j in np.flatnonzero(~holes.all(0)):
             median[j] = np.median(np.clip(features[~holes[:, j], j], -_LARGEST, _LARGEST))
-        marked: Bools = np.asarray(holes.any(0))
+        marked: Bools = np.asarray(holes.any(0) & ~dropped)
         filled = _fill(features, median, marked)
         kept: Bools = np.asarray((filled != filled[:1]).any(0))
+        kept[: len(dropped)] &= ~dropped
         scale = filled[:, kept].std(0)
         return cls(median, marked, kept, filled[:, kept].mean(0), np.where(scale > 0, scale, 1.0))
 

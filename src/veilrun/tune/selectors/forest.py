@@ -12,6 +12,7 @@ included.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,21 +30,33 @@ class Forest:
 
     def fit(self, train: Scenario) -> ByEstimate:
         lesson = Lesson.of(train)
-        known = np.isfinite(lesson.relative)
-        patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
-        forests = []
-        for i, rows in enumerate(patterns.T):
-            arms = np.flatnonzero(pattern_of.ravel() == i)
-            if rows.any():
-                targets = lesson.relative[np.ix_(rows, arms)]
-                scale = np.where(targets.std(0) > 0, targets.std(0), 1.0)
-                forests.append((arms, scale, self.trees.grow(lesson.inputs[rows], targets / scale)))
+        answer = grow(self.trees, lesson.inputs, lesson.relative)
 
         def predict(features: Floats) -> Estimate:
-            inputs = lesson.preparation.apply(features)
-            answers = np.full((self.trees.n_trees, len(inputs), known.shape[1]), np.nan)
-            for arms, scale, forest in forests:
-                answers[:, :, arms] = each_tree(forest, inputs) * scale
-            return opinion(answers, lesson.order)
+            return opinion(answer(lesson.preparation.apply(features)), lesson.order)
 
         return ByEstimate(predict, lesson.order)
+
+
+def grow(trees: Trees, inputs: Floats, targets: Floats) -> Callable[[Floats], Floats]:
+    """Learn all arms at once: inputs [n, d], targets [n, k], nan where an arm did not run.
+
+    What comes back answers inputs [m, d] with float64 [trees, m, k].
+    """
+    known = np.isfinite(targets)
+    patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
+    forests = []
+    for i, rows in enumerate(patterns.T):
+        arms = np.flatnonzero(pattern_of.ravel() == i)
+        if rows.any():
+            wanted = targets[np.ix_(rows, arms)]
+            scale = np.where(wanted.std(0) > 0, wanted.std(0), 1.0)
+            forests.append((arms, scale, trees.grow(inputs[rows], wanted / scale)))
+
+    def answer(asked: Floats) -> Floats:
+        answers = np.full((trees.n_trees, len(asked), known.shape[1]), np.nan)
+        for arms, scale, forest in forests:
+            answers[:, :, arms] = each_tree(forest, asked) * scale
+        return answers
+
+    return answer

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,14 +70,8 @@ def collect(
         bar = progress.add_task("probing the machine", total=len(wanted))
         clock = WallClock() if core is None else CpuClock()
         how = Collection(probe(), machine, shutil.which("g++") is not None, compiled, clock)
-        asyncio.run(
-            collect(
-                wanted,
-                journal,
-                how,
-                lambda task, _: progress.update(bar, advance=1, description=task.name),
-            )
-        )
+        tell = partial(progress.update, bar, advance=1)
+        asyncio.run(collect(wanted, journal, how, lambda task, _: tell(description=task.name)))
     report = dataset.write(out)
     if as_json:
         stdout().print_json(json.dumps(report.to_json()))

@@ -64,7 +64,7 @@ class Served:
     starts: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     """arrives: at which second; None: when its turn comes. n_read, n_made: tokens so far."""
 
@@ -77,7 +77,7 @@ class _Request:
 
 @dataclass(slots=True)
 class _Pass:
-    """What one pass computes. n_steps: of each answer, in the coarser steps' units."""
+    """What one pass computes. rows: answers that grow by a step. ended: those that end with it."""
 
     prompt_tokens: float = 0.0
     rows: int = 0

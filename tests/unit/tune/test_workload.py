@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from veilrun.errors import DecodeError, UsageError
 from veilrun.tune import workload as module
-from veilrun.tune.workload import KINDS, Workload, draw, traffic, typical
+from veilrun.tune.workload import KINDS, Workload, draw, observed, traffic, typical
 
 PLAIN = Workload("chat", n_requests=12, concurrency=3, prompt_tokens=60, answer_tokens=20)
 VOCAB = 1000
@@ -336,3 +336,24 @@ def test_a_seed_is_a_traffic(one: Workload, seed: int):
 
     assert made(seed) == made(seed)
     assert made(seed) != made(seed + 1)
+
+
+def test_what_was_observed_is_what_was_drawn_but_for_chance():
+    drawn = Workload(
+        "mine", 400, 8, 100, 30, rate_per_s=5.0, spread=0.3, prefix_tokens=20, sampled=0.25
+    )
+    seen = observed(drawn, traffic(drawn, 500, 0, max_tokens=4096))
+    assert seen.prompt_tokens == pytest.approx(100, rel=0.05)
+    assert seen.answer_tokens == pytest.approx(30, rel=0.05)
+    assert seen.spread == pytest.approx(0.3, rel=0.1)
+    assert seen.rate_per_s == pytest.approx(5.0, rel=0.15)
+    assert seen.sampled == 0.25
+    assert (seen.kind, seen.prefix_tokens, seen.concurrency) == ("mine", 20, 8)
+
+
+def test_answers_of_few_tokens_do_not_tell_how_lengths_spread():
+    drawn = Workload("mine", 200, 8, 100, 1, spread=0.3)
+    seen = observed(drawn, traffic(drawn, 500, 0, max_tokens=4096))
+    assert seen.spread == pytest.approx(0.3, rel=0.15)
+    alone = observed(drawn, traffic(drawn, 500, 0, max_tokens=4096)[:1])
+    assert alone.spread == 0 and alone.prompt_tokens > 0

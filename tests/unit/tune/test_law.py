@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from veilrun.tune import works
 from veilrun.tune.arms import DEFAULT
 from veilrun.tune.records import Record, to_scenario
 from veilrun.tune.scenario import Scale, Scenario, Status
-from veilrun.tune.selectors.base import best_first
+from veilrun.tune.selectors.base import Lesson, best_first
 from veilrun.tune.selectors.forest import Forest
 from veilrun.tune.selectors.law import Law
 from veilrun.tune.selectors.trees import Trees
@@ -66,6 +67,20 @@ def test_a_law_holds_for_a_larger_model_than_any_measured(pace: float):
     law = gap(Law(FEW), train, larger)
     assert law > 0.8
     assert law > gap(Forest(FEW), train, larger)
+
+
+def test_constants_come_back_whatever_the_days_pace():
+    train = obeying((2, 3, 4, 6), pace=0.8)
+    lesson = Lesson.of(train)
+    constants = Law()._constants(lesson.works, train)
+    said = np.log(lesson.works @ constants)
+    missed = (said - np.median(said, 1)[:, None]) - lesson.relative
+    assert np.abs(missed - np.median(missed, 1)[:, None]).mean() < 0.04
+    names = list(compress(train.feature_names, train.is_work))
+    for arm, column in zip(train.arms, constants.T, strict=True):
+        assert {name for name, one in zip(names, column, strict=True) if one > 1e-9} <= set(
+            filter(works.needed(arm), names)
+        )
 
 
 def test_what_a_law_says_is_the_loss_relative_to_the_single_best():

@@ -50,6 +50,9 @@ def test_a_prompt_is_read_in_pieces_between_others_tokens():
     long = Workload("x", 2, 2, 100, 5)
     whole, chunked = (serve(long, Batching(16, n), PACE) for n in (512, 64))
     assert chunked.passes > whole.passes
+    alone = replace(long, n_requests=1, prompt_tokens=200)
+    assert serve(alone, Batching(16, 64), PACE).passes == math.ceil(200 / 64) + 4
+    assert serve(alone, Batching(16, 512), PACE).passes == 1 + 4
     assert chunked.prompt_tokens == pytest.approx(whole.prompt_tokens, rel=0.3)
 
 

@@ -13,6 +13,7 @@ from tune_runs import MACHINE, runs, shape
 from veilrun.tune import works
 from veilrun.tune.arms import DEFAULT
 from veilrun.tune.records import to_scenario
+from veilrun.tune.selectors.base import Lesson
 from veilrun.tune.workload import Workload
 
 WORK = Workload("mine", 8, 2, 100, 20, prefix_tokens=60, repetition=0.4, agreement=0.8)
@@ -132,3 +133,7 @@ def test_a_table_of_records_tells_the_parts():
     told = set(compress(scenario.feature_names, scenario.is_work))
     assert told == {f"workload.work_{name}" for name in parts()}
     assert np.isfinite(scenario.features).all()
+    lesson = Lesson.of(scenario)  # what learners see that add nothing up
+    assert lesson.inputs.shape[1] <= (~scenario.is_work).sum()
+    assert lesson.works.shape[1] == scenario.is_work.sum()
+    assert (lesson.works > 0).all()

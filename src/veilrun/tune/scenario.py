@@ -68,7 +68,8 @@ class Scenario:
     feature_cost: float64 [n], seconds that knowing a task's features takes; counted by
         evaluations on `RUNTIME`.
     groups: what tasks may be held out by ("model", "workload", "machine"): name -> one word a task.
-    folds: int64 [n], the table's own cross-validation folds, if it has them.
+    folds: int64 [n], the table's own cross-validation folds, if it has them; of rows to learn from,
+        groups that validation holds out whole (a model, a machine).
     texts: each task in a sentence, and each arm, for selectors that read.
     default: the arm that runs when nobody chooses.
     """

@@ -8,7 +8,7 @@
    average.
 
 `train.folds`, where it is set, is what inner validation holds out, so that it holds out the same
-kind of thing (a fold, a model, a machine) as whoever called; see `folds`.
+kind of thing (a model, a machine) as whoever called; see `folds`.
 
 Invariant: an inapplicable arm is never chosen.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def test_files_and_functions_stay_small(path: Path):
     assert len(path.read_text().splitlines()) <= 400
     for one in functions(path):
         assert (one.end_lineno or 0) - one.lineno < 60, one.name
+
+
+def test_no_two_files_of_tests_share_a_name():
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    shared = {name for name, times in names.items() if times > 1}
+    assert shared <= {"conftest.py"}  # pytest imports the others by their bare names
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

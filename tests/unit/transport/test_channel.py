@@ -331,10 +331,12 @@ def test_a_failed_round_ends_all_its_channels(identity):
 def interrupted() -> Iterator[None]:
     """Somebody presses Ctrl-C soon."""
     main = threading.main_thread().ident or 0
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job ignores it
     timer = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
     timer.start()
     yield
     timer.join()
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("outgoing", [{}, {"right": b"x"}])

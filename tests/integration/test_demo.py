@@ -25,6 +25,7 @@ def test_the_demo_tells_the_truth():
     assert facts["top_token_share"] > 0.99
     assert facts["mode"] == "ee"
     assert len(facts["node_saw_ids"]) > 10 and len(facts["node_answered_ids"]) > 10
-    for word in ("light", "window", "Juliet", "east"):
-        assert word not in facts["node_saw_as_text"] + facts["node_answered_as_text"]
+    read = facts["node_saw_as_text"] + facts["node_answered_as_text"]
+    for words in ("light through", "yonder window", "the east", "Juliet is", "fair sun"):
+        assert words not in read  # a single short word may turn up there by chance
     assert "Traceback" not in done.stderr

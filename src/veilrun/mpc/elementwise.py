@@ -17,16 +17,6 @@ _LARGE = 1 << 14
 """Below so many elements numpy's two passes take less than a call into the kernel."""
 
 
-def add(a: Array, b: Array, bits: int) -> Array:
-    """a + b mod 2^bits, of one shape."""
-    kernel = native.KERNEL
-    if kernel is None or a.size < _LARGE or a.dtype != b.dtype or a.shape != b.shape:
-        return wrap(a + b, bits)
-    out = np.empty(a.shape, a.dtype)
-    kernel.call("add", a.itemsize, a.size, bits, contiguous(a), contiguous(b), out)
-    return out
-
-
 def shrink(a: Array, by: int, bits: int, one: bool) -> Array:
     """(a >> by) + one mod 2^bits; bits and by together are those of a's ring."""
     kernel = native.KERNEL

@@ -29,7 +29,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 _NAME = "veilrun.mpc._kernel"
-_ABI = 5
+_ABI = 6
 _ALIGNMENT = 64
 _LARGE_BYTES = 1 << 20
 _LARGE_PAGE_BYTES = 1 << 21
@@ -52,8 +52,9 @@ class Feature(enum.IntFlag):
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "veilrun_pack_bits": (_I32, _PTR, _I64, _I32, _PTR),
     "veilrun_unpack_bits": (_I32, _PTR, _I64, _I32, _I64, _PTR),
+    "veilrun_pack_sum": (_I32, _PTR, _PTR, _I64, _I32, _PTR),
+    "veilrun_add_packed": (_I32, _PTR, _PTR, _PTR, _I64, _I32, _I64, _PTR),
     "veilrun_gather": (_I32, _PTR, _I64, _I64, _PTR, _PTR),
-    "veilrun_add": (_I32, _I64, _I32, _PTR, _PTR, _PTR),
     "veilrun_shrink": (_I32, _I32, _I64, _I32, _I32, _I32, _PTR, _PTR),
     "veilrun_extend": (_I32, _I32, _I32, _I64, _I32, _I32, *[_PTR] * 7),
     "veilrun_times": (_I32, _I32, _I64, _I64, _I32, _I32, _I32, *[_PTR] * 8),

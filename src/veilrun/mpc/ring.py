@@ -168,6 +168,18 @@ def unpack_bits(
     _check_width(kind, n_bits)
     if n_values < 0:
         raise UsageError(f"n_values must not be negative, is {n_values}")
+    packed = _packed(data, n_bits, n_values)
+    if n_bits == 8 * kind.itemsize:
+        return packed.view(kind).copy()
+    kernel = native.KERNEL
+    if kernel is None:
+        return fallback.unpack_bits(packed, n_bits, n_values, kind)
+    out = np.empty(n_values, kind)
+    kernel.call("unpack_bits", kind.itemsize, packed, packed.size, n_bits, n_values, out)
+    return out
+
+
+def _packed(data: bytes | bytearray | memoryview, n_bits: int, n_values: int) -> Array:
     packed = np.frombuffer(data, np.uint8)
     n_bytes = -(-n_values * n_bits // 8)
     if packed.size != n_bytes:
@@ -175,13 +187,46 @@ def unpack_bits(
     n_last = n_values * n_bits % 8
     if n_last and packed[-1] >> n_last:
         raise DecodeError("the padding of packed values is not zero")
-    if n_bits == 8 * kind.itemsize:
-        return packed.view(kind).copy()
+    return packed
+
+
+def pack_sum(a: Array, b: Array, n_bits: int) -> bytes:
+    """a + b mod 2^n_bits, packed as `pack_bits` does it, in one pass.
+
+    a, b: uint16, uint32 or uint64 of one shape. n_bits: 1 to the dtype's width.
+
+    Raises:
+        UsageError: dtypes, shapes or a width that do not fit.
+    """
+    _check_terms(a, b, n_bits)
     kernel = native.KERNEL
     if kernel is None:
-        return fallback.unpack_bits(packed, n_bits, n_values, kind)
-    out = np.empty(n_values, kind)
-    kernel.call("unpack_bits", kind.itemsize, packed, n_bytes, n_bits, n_values, out)
+        return pack_bits(a + b, n_bits)
+    out = np.empty(-(-a.size * n_bits // 8), np.uint8)
+    terms = native.contiguous(a), native.contiguous(b)
+    kernel.call("pack_sum", a.itemsize, *terms, a.size, n_bits, out)
+    return out.tobytes()
+
+
+def add_packed(a: Array, b: Array, data: bytes | bytearray | memoryview, n_bits: int) -> Array:
+    """a + b + the values in `data` mod 2^n_bits, in one pass; in the shape of a and b.
+
+    a, b: as for `pack_sum`.
+
+    Raises:
+        DecodeError: as `unpack_bits`.
+        UsageError: dtypes, shapes or a width that do not fit.
+    """
+    _check_terms(a, b, n_bits)
+    packed = _packed(data, n_bits, a.size)
+    kernel = native.KERNEL
+    if kernel is None:
+        values = unpack_bits(data, n_bits, a.size, a.dtype).reshape(a.shape)
+        total: Array = (a + b + values) & a.dtype.type(2**n_bits - 1)
+        return total
+    out = np.empty(a.shape, a.dtype)
+    terms = native.contiguous(a), native.contiguous(b)
+    kernel.call("add_packed", a.itemsize, *terms, packed, packed.size, n_bits, a.size, out)
     return out
 
 
@@ -213,6 +258,12 @@ def _check_array(name: str, array: Array, n_dims: int, dtypes: tuple[np.dtype[An
     if array.ndim != n_dims or array.dtype not in dtypes:
         kinds = " or ".join(str(one) for one in dtypes)
         raise UsageError(f"{name} must be {kinds} of {n_dims} dimensions, is {_form(array)}")
+
+
+def _check_terms(a: Array, b: Array, n_bits: int) -> None:
+    if a.dtype not in _UNSIGNED[1:] or b.dtype != a.dtype or b.shape != a.shape:
+        raise UsageError(f"no packed sums of {_form(a)} and {_form(b)}")
+    _check_width(a.dtype, n_bits)
 
 
 def _check_width(dtype: np.dtype[Any], n_bits: int) -> None:

@@ -69,16 +69,14 @@ def test_opening_and_revealing_give_the_value(bits: int) -> None:
 
 
 def test_an_opening_of_another_length_is_the_peers_fault() -> None:
-    from veilrun.mpc.gates.open import unpack
-
-    values = [Shared(np.zeros((3, 5), np.uint16), 12)]
-    good = bytes(packed_bytes((3, 5), 12))
-    assert unpack(good, values)[0].shape == (3, 5)
-    for frame in (good[:-1], good + b"\0", b""):
-        with pytest.raises(DecodeError):
-            unpack(frame, values)
-    with pytest.raises(DecodeError):
-        unpack(good[:-1] + b"\xff", values)  # padding that is not zero
+    n_bytes = packed_bytes((3, 5), 12)
+    for frame in (bytes(n_bytes - 1), bytes(n_bytes + 1), b"", bytes(n_bytes - 1) + b"\xff"):
+        value, mask = np.zeros((3, 5), np.uint16), np.ones((3, 5), np.uint16)
+        party = Party(0, {}, {}, [mask], bytes(16))
+        opening = Operations(party).open(Shared(value, 12))
+        assert len(next(opening).outgoing["P2"]) == n_bytes
+        with pytest.raises(DecodeError):  # the last one has padding that is not zero
+            opening.send({"P2": frame})
 
 
 # --- products ---------------------------------------------------------------------------

@@ -200,9 +200,38 @@ def test_bytes_from_a_peer_are_values_or_a_decode_error(data, n_bits, n):
 
 def test_wrong_lengths_and_padding_are_refused(implementation):
     data = ring.pack_bits(np.array([1, 2, 3], np.uint16), 5)
+    zeros = np.zeros(3, np.uint16)
     for bad in (data[:-1], data + b"\0", b"", data[:-1] + bytes([data[-1] | 0x80])):
         with pytest.raises(DecodeError):
             ring.unpack_bits(bad, 5, 3, np.uint16)
+        with pytest.raises(DecodeError):
+            ring.add_packed(zeros, zeros, bad, 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("shape", [(0,), (1,), (9,), (3, 341), (1024,), (1025,), (64, 50)])
+def test_sums_are_packed_and_added_in_one_pass(implementation, dtype, shape):
+    rng = np.random.default_rng(9)
+    a, b, c = (random(rng, shape[::-1], dtype).T for _ in range(3))  # not in C's order
+    width = 8 * np.dtype(dtype).itemsize
+    for n_bits in {1, 5, 10, 16, 20, 24, 32, 48, width - 1, width} & set(range(width + 1)):
+        packed = ring.pack_sum(a, b, n_bits)
+        assert packed == ring.pack_bits(a + b, n_bits)
+        total = ring.add_packed(c, a, packed, n_bits)
+        assert total.dtype == dtype
+        low = np.array(2**n_bits - 1, dtype)
+        np.testing.assert_array_equal(total, (c + a + ((a + b) & low)) & low)
+
+
+def test_sums_of_arrays_that_differ_are_refused():
+    one = np.zeros((2, 3), np.uint32)
+    for other in (one.T, one.astype(np.uint64), one.astype(np.int32)):
+        with pytest.raises(UsageError):
+            ring.pack_sum(one, other, 8)
+        with pytest.raises(UsageError):
+            ring.add_packed(other, one, bytes(6), 8)
+    with pytest.raises(UsageError):
+        ring.pack_sum(one, one, 33)
 
 
 def test_widths_and_dtypes_that_do_not_exist_are_refused():

@@ -181,6 +181,58 @@ EXPORT void veilrun_unpack_bits(int32_t item_bytes, const uint8_t *data, int64_t
   }
 }
 
+/* --- sums on their way into and out of bit strings --- */
+
+#define AT_ONCE 1024 /* values; a multiple of 8, so that parts of a string begin on bytes */
+
+typedef union {
+  uint16_t of_2[AT_ONCE];
+  uint32_t of_4[AT_ONCE];
+  uint64_t of_8[AT_ONCE];
+} some_values;
+
+#define SUM(T, SUMS)                                                                         \
+  {                                                                                          \
+    const T *x = (const T *)a + first, *y = (const T *)b + first;                            \
+    T *sums = SUMS;                                                                          \
+    for (int64_t i = 0; i < n; i++) sums[i] = (T)(x[i] + y[i]);                              \
+  }
+
+#define SUM_OF_THREE(T, Z)                                                                   \
+  {                                                                                          \
+    const T *x = (const T *)a + first, *y = (const T *)b + first, *z = Z;                    \
+    const T mask = (T)low_mask(n_bits);                                                      \
+    T *sums = (T *)out + first;                                                              \
+    for (int64_t i = 0; i < n; i++) sums[i] = (T)(x[i] + y[i] + z[i]) & mask;                \
+  }
+
+EXPORT void veilrun_pack_sum(int32_t item_bytes, const void *a, const void *b, int64_t n_all,
+                             int32_t n_bits, uint8_t *out) {
+  some_values part;
+  for (int64_t first = 0; first < n_all; first += AT_ONCE) {
+    const int64_t n = n_all - first < AT_ONCE ? n_all - first : AT_ONCE;
+    if (item_bytes == 2) SUM(uint16_t, part.of_2)
+    else if (item_bytes == 4) SUM(uint32_t, part.of_4)
+    else SUM(uint64_t, part.of_8)
+    veilrun_pack_bits(item_bytes, &part, n, n_bits, out + first / 8 * n_bits);
+  }
+}
+
+EXPORT void veilrun_add_packed(int32_t item_bytes, const void *a, const void *b,
+                               const uint8_t *data, int64_t n_bytes, int32_t n_bits, int64_t n_all,
+                               void *out) {
+  some_values part;
+  for (int64_t first = 0; first < n_all; first += AT_ONCE) {
+    const int64_t n = n_all - first < AT_ONCE ? n_all - first : AT_ONCE;
+    const int64_t begin = first / 8 * n_bits;
+    const int64_t end = first + n == n_all ? n_bytes : begin + n / 8 * n_bits;
+    veilrun_unpack_bits(item_bytes, data + begin, end - begin, n_bits, n, &part);
+    if (item_bytes == 2) SUM_OF_THREE(uint16_t, part.of_2)
+    else if (item_bytes == 4) SUM_OF_THREE(uint32_t, part.of_4)
+    else SUM_OF_THREE(uint64_t, part.of_8)
+  }
+}
+
 INLINE void gather_sized(int32_t item_bytes, const void *tables, int64_t n, int64_t width,
                          const uint32_t *indices, void *out) {
   for (int64_t i = 0; i < n; i++) {

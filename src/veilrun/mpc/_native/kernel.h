@@ -33,7 +33,7 @@
 #define HAS_VAES 32u /* VAES on 512 bits, with AVX512 */
 
 /* Changes with any signature below; native.py refuses a library of another version. */
-#define VEILRUN_ABI 5
+#define VEILRUN_ABI 6
 
 EXPORT int32_t veilrun_abi(void);
 EXPORT uint32_t veilrun_features(void);
@@ -45,6 +45,13 @@ EXPORT void veilrun_pack_bits(int32_t item_bytes, const void *values, int64_t n,
                               uint8_t *out);
 EXPORT void veilrun_unpack_bits(int32_t item_bytes, const uint8_t *data, int64_t n_bytes,
                                 int32_t n_bits, int64_t n, void *out);
+/* The bit string of a + b; and a + b + the values of a bit string, mod 2^n_bits. Items of 2 bytes at
+   least. */
+EXPORT void veilrun_pack_sum(int32_t item_bytes, const void *a, const void *b, int64_t n,
+                             int32_t n_bits, uint8_t *out);
+EXPORT void veilrun_add_packed(int32_t item_bytes, const void *a, const void *b,
+                               const uint8_t *data, int64_t n_bytes, int32_t n_bits, int64_t n,
+                               void *out);
 EXPORT void veilrun_gather(int32_t item_bytes, const void *tables, int64_t n, int64_t width,
                            const uint32_t *indices, void *out);
 

@@ -13,19 +13,6 @@
 
 #define MASK(T, bits) ((bits) == 8 * (int)sizeof(T) ? (T)~(T)0 : (T)(((T)1 << (bits)) - 1))
 
-/* out = a + b mod 2^bits */
-#define ADD(T)                                                                             \
-  {                                                                                        \
-    const T *x = a, *y = b;                                                                \
-    T *z = out, mask = MASK(T, bits);                                                      \
-    for (int64_t i = 0; i < n; i++) z[i] = (T)(x[i] + y[i]) & mask;                        \
-  }
-
-EXPORT CLONES void veilrun_add(int32_t size, int64_t n, int32_t bits, const void *a, const void *b,
-                        void *out) {
-  if (size == 2) ADD(uint16_t) else if (size == 4) ADD(uint32_t) else ADD(uint64_t)
-}
-
 /* out = (in >> by) + one mod 2^bits; the result may be narrower than the operand */
 #define SHRINK(S, T)                                                                       \
   {                                                                                        \

@@ -61,8 +61,8 @@ def run(machine: Party, name: str, table: StepTable, *inputs: Masked) -> Shared:
         return Shared(wrap(values, table.bits).reshape(shape), table.bits)
     found = dpf.lookup(machine.index, *keys, indexes, table.rows, table.domain, machine.tweak)
     if table.guard is not None:
-        n_flagged = found[1].sum(dtype=found.dtype).reshape(())
-        machine.flag(name, Shared(wrap(n_flagged, table.flag_bits), table.flag_bits))
+        n_flagged = wrap(found[1].sum(dtype=found.dtype, keepdims=True), table.flag_bits)
+        machine.flag(name, Shared(n_flagged.reshape(()), table.flag_bits))
     return Shared(wrap(found[0], table.bits).reshape(shape), table.bits)
 
 

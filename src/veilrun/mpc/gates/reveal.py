@@ -5,13 +5,16 @@ online    party 2 sends z_2
 
 from __future__ import annotations
 
-from veilrun.mpc.gates.open import pack, unpack
+import numpy as np
+
+from veilrun.mpc import ring
+from veilrun.mpc.gates.open import split
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Opening
-from veilrun.mpc.shares import Array, Shared, signed, wrap
+from veilrun.mpc.shares import Array, Shared, signed
 from veilrun.transport.rounds import Protocol, Round
 
 Revealed = tuple[Array, ...] | None
@@ -31,14 +34,14 @@ def deal(machine: Dealer, *values: Shared) -> Protocol[Revealed]:
 
 def run(machine: Party, *values: Shared) -> Protocol[Revealed]:
     if not machine.is_first:
-        frame = pack([z.array for z in values], values)
+        frame = b"".join(ring.pack_bits(z.array, z.bits) for z in values)
         yield Round({machine.peer: frame}, awaited=frozenset())
         return None
     inbox = yield Round({}, awaited=frozenset({machine.peer}))
-    theirs = unpack(inbox[machine.peer], values)
+    theirs = split(inbox[machine.peer], values)
     return tuple(
-        signed(wrap(z.array + other, z.bits), z.bits)
-        for z, other in zip(values, theirs, strict=True)
+        signed(ring.add_packed(z.array, np.zeros_like(z.array), part, z.bits), z.bits)
+        for z, part in zip(values, theirs, strict=True)
     )
 
 

@@ -38,6 +38,8 @@ _RECORD_BYTES: Final = 2**14
 _PIECE_BYTES: Final = 2**18
 """Encrypted before they are sent; received before they are decrypted."""
 _READ_AHEAD_BYTES: Final = 2**20
+_AWAKE_S: Final = 1e-4
+"""Parties in step are seldom later than this, and to be woken takes about as long."""
 _LONGEST_SLEEP_S: Final = 3600.0
 _ON_THE_WAY: Final = (4, 9, 11)
 """TCP's FIN_WAIT1, LAST_ACK and CLOSING: we ended, and they have not confirmed it."""
@@ -215,7 +217,7 @@ class TlsSocket:
             rest_s = deadline_s - time.monotonic()
             if rest_s <= 0:
                 raise TransportError(complaint)
-            if self._arrivals.poll(_pause_ms(rest_s)):
+            if not self._take_in_soon() and self._arrivals.poll(_pause_ms(rest_s)):
                 self._take_in()
         return b"".join(parts)
 
@@ -276,6 +278,14 @@ class TlsSocket:
         self._is_at_end = n_bytes == 0
         self._incoming.write(self._scratch[:n_bytes])
         return True
+
+    def _take_in_soon(self) -> bool:
+        """Look for a moment whether something arrives, as whoever sleeps is woken late."""
+        end_s = time.monotonic() + _AWAKE_S
+        while time.monotonic() < end_s:
+            if self._take_in():
+                return True
+        return False
 
     def _flush(self) -> Steps[None]:
         self._unsent = self._unsent or memoryview(self._outgoing.read())

@@ -54,10 +54,9 @@ class Tuner:
 
     @classmethod
     def train(cls, scenario: Scenario, settings: MetaSelector, hold_out: str = "model") -> Tuner:
-        """Learn from all rows. hold_out: the group that validation holds out."""
-        rows = scenario
-        if hold_out in scenario.groups:
-            rows = replace(scenario, folds=by_word(scenario.groups[hold_out]))
+        """Learn from all rows. hold_out: the group that validation holds out, if there is one."""
+        groups = scenario.groups.get(hold_out)
+        rows = replace(scenario, folds=None if groups is None else by_word(groups))
         return cls(scenario, settings, settings.fit(rows), _estimator(scenario).fit(scenario))
 
     def save(self, folder: Path) -> None:

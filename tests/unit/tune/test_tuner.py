@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tune_runs import LAYERS, known, runs
+from tune_tables import decided
 
 from veilrun.errors import DecodeError, RefusedError, UsageError
 from veilrun.tune import dataset
@@ -49,6 +51,13 @@ def advice(
 ) -> Advice:
     task = known(n_layers, kind, seed)
     return tuner.advise(task.features(), task.describe(), here)
+
+
+def test_a_tables_own_folds_are_no_groups():
+    plain = decided(60)
+    folded = decided(60, folds=np.arange(60) // 30)
+    one, other = (Tuner.train(table, MetaSelector(n_trees=10)) for table in (plain, folded))
+    assert one.fitted.verdict == other.fitted.verdict
 
 
 def test_a_report_tells_what_a_data_set_holds(data: Path):

@@ -11,12 +11,11 @@ demo: $(VENV)/.ready
 	$(BIN)/veilrun demo
 
 # One thread for each process of tests: more of them would wait for one another. A file of tests
-# stays in one process, so what it set up is used by all of it. Files go in order, not the ones with
-# many tests first: integration has few, and they take longest.
+# stays in one process, so what it set up is used by all of it.
 test: export OMP_NUM_THREADS = 1
 test: export OPENBLAS_NUM_THREADS = 1
 test: $(VENV)/.ready
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: lint test
 

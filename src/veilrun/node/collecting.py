@@ -30,7 +30,7 @@ from veilrun.errors import RefusedError
 from veilrun.node import loading
 from veilrun.node.agreement import agreement
 from veilrun.node.clocks import Clock, WallClock
-from veilrun.node.measuring import Outcome, median_round
+from veilrun.node.measuring import Outcome, Turns
 from veilrun.node.trials import Trials, trials
 from veilrun.tune import shape, workload
 from veilrun.tune.arms import ARMS, DEFAULT, Arm, Situation
@@ -181,37 +181,32 @@ async def _rounds(
     wall_s = sum(map(len, first.answers)) / first.tokens_per_s
     cutoff_s = max(_CUTOFF_FLOOR_S, _CUTOFF_RATIO * wall_s)
     concurrency = task.workload.concurrency
-    rounds: dict[str, list[Outcome]] = {arm.name: [] for arm in arms}
-    failed: dict[str, Outcome | Status] = {}
+    turns = Turns()
     for arm in arms:
         if arm.compiled or not tried.has_run(arm):  # first runs pay for what later ones find done
             some = asks if arm.compiled else asks[:1]
             warm = await tried.run(arm, some, concurrency, _FIRST_CUTOFF_S)
             if isinstance(warm, Status):
-                failed[arm.name] = warm
+                turns.add(arm.name, warm)
     start = time.perf_counter()
     for number in range(_MOST_ROUNDS):
         if number >= len(_ROUNDS) and time.perf_counter() - start > _ENOUGH_S:
             break
         ratio = _ROUNDS[min(number, len(_ROUNDS) - 1)]
-        quickest = {exact: _quickest(arms, rounds, exact) for exact in (True, False)}
+        quickest = {exact: _quickest(arms, turns, exact) for exact in (True, False)}
         for i in order.permutation(len(arms)):
-            name, so_far = arms[i].name, rounds[arms[i].name]
+            so_far = turns.result(arms[i].name)
             limit_s = ratio * quickest[arms[i].is_exact]
-            if name in failed or (so_far and median_round(so_far).latency_s > limit_s):
+            if isinstance(so_far, Status) or (so_far and so_far.latency_s > limit_s):
                 continue
-            outcome = await tried.run(arms[i], asks, concurrency, cutoff_s)
-            if not isinstance(outcome, Status):
-                so_far.append(outcome)
-            elif not so_far:  # once it ran, a failure is the machine's
-                failed[name] = outcome
-    return {name: median_round(ran) for name, ran in rounds.items() if ran} | failed
+            turns.add(arms[i].name, await tried.run(arms[i], asks, concurrency, cutoff_s))
+    return turns.results()
 
 
-def _quickest(arms: Sequence[Arm], rounds: Mapping[str, list[Outcome]], exact: bool) -> float:
+def _quickest(arms: Sequence[Arm], turns: Turns, exact: bool) -> float:
     """Who may not use approximate arms has a race of their own."""
-    ran = [rounds[arm.name] for arm in arms if arm.is_exact == exact and rounds[arm.name]]
-    return min((median_round(one).latency_s for one in ran), default=0.0)
+    so_far = [turns.result(arm.name) for arm in arms if arm.is_exact == exact]
+    return min((one.latency_s for one in so_far if isinstance(one, Outcome)), default=0.0)
 
 
 def as_record(

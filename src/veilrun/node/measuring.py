@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import psutil
@@ -21,6 +21,7 @@ from veilrun.errors import VeilrunError
 from veilrun.node.clocks import Clock, WallClock
 from veilrun.node.engine import Engine, admit
 from veilrun.tune.guessing import share_guessed
+from veilrun.tune.scenario import Status
 from veilrun.tune.workload import Ask
 from veilrun.wire.generate import GenerateRequest, SamplingParams
 
@@ -47,9 +48,33 @@ class Outcome:
     answers: tuple[tuple[int, ...], ...]
 
 
-def median_round(rounds: Sequence[Outcome]) -> Outcome:
-    """The round of median latency; of two in the middle, the quicker one."""
-    return sorted(rounds, key=lambda one: one.latency_s)[(len(rounds) - 1) // 2]
+@dataclass(slots=True, eq=False)
+class Turns:
+    """What came of arms that take turns, by their names. Whatever ran once stays measured: a later
+    failure is the machine's, or the time's."""
+
+    _ran: dict[str, list[Outcome]] = field(default_factory=dict)
+    _failed: dict[str, Status] = field(default_factory=dict)
+
+    def add(self, arm: str, outcome: Outcome | Status) -> None:
+        """One round of an arm."""
+        if not isinstance(outcome, Status):
+            self._ran.setdefault(arm, []).append(outcome)
+        elif arm not in self._ran:
+            self._failed[arm] = outcome
+
+    def result(self, arm: str) -> Outcome | Status | None:
+        """How it failed, or its round of median latency so far (of two in the middle, the quicker
+        one); None: it had no turn."""
+        if arm in self._failed:
+            return self._failed[arm]
+        rounds = sorted(self._ran.get(arm, ()), key=lambda one: one.latency_s)
+        return rounds[(len(rounds) - 1) // 2] if rounds else None
+
+    def results(self) -> dict[str, Outcome | Status]:
+        """Of all that had a turn."""
+        names = [*self._ran, *self._failed]
+        return {name: result for name in names if (result := self.result(name)) is not None}
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from veilrun.node.measuring import Outcome, median_round
+from veilrun.node.measuring import Outcome, Turns
 from veilrun.node.trials import Trials
 from veilrun.tune.advice import Advice
 from veilrun.tune.arms import Arm
@@ -64,19 +64,14 @@ async def probe(
 ) -> Probed:
     """Try the arms, the advised one first in the list; see the head of this file."""
     start = time.perf_counter()
-    ran: dict[str, list[Outcome]] = {arm.name: [] for arm in arms}
-    failed: dict[str, Outcome | Status] = {}
+    turns = Turns()
     for _ in range(_ROUNDS):
         for arm in arms:
             left_s = limit_s - (time.perf_counter() - start)
-            if left_s <= 0 or arm.name in failed:
+            if left_s <= 0 or isinstance(turns.result(arm.name), Status):
                 continue
-            outcome = await tried.run(arm, asks, workload.concurrency, left_s)
-            if not isinstance(outcome, Status):
-                ran[arm.name].append(outcome)
-            elif not ran[arm.name]:  # once it ran, a failure is the machine's, or the time's
-                failed[arm.name] = outcome
-    outcomes = {name: median_round(runs) for name, runs in ran.items() if runs} | failed
+            turns.add(arm.name, await tried.run(arm, asks, workload.concurrency, left_s))
+    outcomes = turns.results()
     chosen = _decide(arms, outcomes, workload)
     return Probed(chosen, outcomes, time.perf_counter() - start)
 

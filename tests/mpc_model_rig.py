@@ -4,12 +4,14 @@ retrieval of the embedding, both parties, and the twin with the parties' own rou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from mpc_rig import leave_rubbish
 
-from veilrun.mpc import embedding, inference, ring
+from veilrun.mpc import embedding, inference, native, ring
 from veilrun.mpc.inference import Answer
 from veilrun.mpc.machines.party import PARTIES, Party
 from veilrun.mpc.machines.twin import Overflow
@@ -29,6 +31,8 @@ from veilrun.transport.rounds import Cost, Protocol, simulate
 
 KEYS = (b"\x01" * 32, b"\x02" * 32)
 DIGEST = b"\x03" * 32
+Start = Callable[[np.ndarray], Protocol[Answer | None]]
+"""A party's part, from its share of the entry."""
 FAMILIES = ("bert", "distilbert", "roberta")
 
 
@@ -111,22 +115,42 @@ def run(model: QuantisedModel, ids: Sequence[int], serial: int = 1) -> Ran:
     roundings = Roundings()
     parties = []
     shares = weight_shares(model)
+    dealt = [
+        halves(plan, index, Stream(KEYS[index], "inference", serial), bytes(sinks[index]))
+        for index in range(2)
+    ]
     for index in range(2):
-        dealt = halves(plan, index, Stream(KEYS[index], "inference", serial), bytes(sinks[index]))
         parties.append(
             Party(
                 index,
                 shares[index],
                 public.tables,
-                dealt,
+                dealt[index],
                 tweak,
                 watch_rounding=roundings.share,
                 watch_mask=roundings.mask_1 if index == 0 else roundings.mask_2,
             )
         )
     frames: list[Frame] = []
-    results, cost = simulate(_protocols(model, ids, parties, serial, tweak), watch=frames.append)
+    entries: dict[int, np.ndarray] = {}
+
+    def start(index: int, entry: np.ndarray) -> Protocol[Answer | None]:
+        entries[index] = entry
+        return inference.run(public, parties[index], entry)
+
+    starts = [partial(start, index) for index in range(2)]
+    results, cost = simulate(_protocols(model, ids, starts, serial, tweak), watch=frames.append)
     assert [party.n_left for party in parties] == [0, 0]
+    if native.KERNEL is not None and native.KERNEL.has_aes:
+        taped = {}
+        for index, name in enumerate(PARTIES):
+            tape = inference.record(public, index, shares[index], len(ids), native.KERNEL)
+            leave_rubbish(tape)
+            loaded = tape.load(dealt[index], tweak)
+            taped[name] = inference.play(public, tape, loaded, entries[index])
+        again, _ = simulate(taped)
+        assert again["P1"].flagged == results["P1"].flagged
+        np.testing.assert_array_equal(again["P1"].integers, results["P1"].integers)
     twin, overflows = inference.predict(
         inference.TwinModel(model), entry_of(model, ids), roundings.low_bits
     )
@@ -148,17 +172,14 @@ def weight_shares(model: QuantisedModel) -> list[dict[str, object]]:
 
 
 def _protocols(
-    model: QuantisedModel, ids: Sequence[int], parties: Sequence[Party], serial: int, tweak: bytes
+    model: QuantisedModel, ids: Sequence[int], starts: Sequence[Start], serial: int, tweak: bytes
 ) -> dict[str, Protocol[Answer | None]]:
     public = model.public
     a, bits = public.architecture, public.profile.rings.linear
     if public.embedding != SECRET_EMBEDDING:
         entry = entry_of(model, ids)
         parts = (wrap(entry.view(np.uint64), bits), np.zeros(entry.shape, dtype_of(bits)))
-        return {
-            name: inference.run(public, party, part)
-            for name, party, part in zip(PARTIES, parties, parts, strict=True)
-        }
+        return {name: start(part) for name, start, part in zip(PARTIES, starts, parts, strict=True)}
     word = model.private.word
     assert word is not None
     masked = ring.pack(embedding.mask_table(KEYS[0], word.astype(dtype_of(bits)), bits))
@@ -169,10 +190,10 @@ def _protocols(
 
     def first() -> Protocol[Answer | None]:
         rows = yield from embedding.ask(KEYS[0], ids, a.n_vocab, a.hidden, bits, tweak)
-        return (yield from inference.run(public, parties[0], rows))
+        return (yield from starts[0](rows))
 
     def second() -> Protocol[Answer | None]:
         rows = yield from embedding.share(KEYS[1], masked, n, bits, serial, tweak)
-        return (yield from inference.run(public, parties[1], rows))
+        return (yield from starts[1](rows))
 
     return {"P0": dealer(), "P1": first(), "P2": second()}

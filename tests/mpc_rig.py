@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from veilrun.mpc import ring
+from veilrun.mpc import native, ring
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import PARTIES, Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Overflow, Twin
 from veilrun.mpc.material import halves
+from veilrun.mpc.native import Feature, Kernel
 from veilrun.mpc.operations import Operations
 from veilrun.mpc.plan import Plan
 from veilrun.mpc.prg import Stream
 from veilrun.mpc.shares import Shared, dtype_of, wrap
 from veilrun.mpc.tables import Table
+from veilrun.mpc.tape.recorder import Recorder
+from veilrun.mpc.tape.tape import Tape
 from veilrun.mpc.weights import Dense, Exact
 from veilrun.transport.connection import Frame
 from veilrun.transport.rounds import Cost, Protocol, simulate
@@ -66,10 +69,12 @@ def run(
     bits: int = 32,
     serial: int = 1,
     seed: int = 0,
+    is_taped: bool = True,
 ) -> Ran:
     """entries: (signed integers, ring bits) of what the piece starts from. bits: of matrices.
 
-    What the dealer wrote, what the plan says and what was sent are compared on the way.
+    What the dealer wrote, what the plan says and what was sent are compared on the way; and the
+    parties with what they say from tapes, unless `is_taped` is false.
     """
     whole = whole or Whole()
     plan = trace(piece, entries, whole)
@@ -79,6 +84,10 @@ def run(
     rounding = _Rounding()
     parties = _parties(entries, whole, plan, dealt, bits, serial, seed, rounding)
     frames: list[Frame] = []
+
+    def halves_of(index: int) -> list[Any]:
+        return halves(plan, index, Stream(KEYS[index], "inference", serial), dealt[index])
+
     protocols = {
         name: piece(Operations(party), *starts)
         for name, (party, starts) in zip(PARTIES, parties, strict=True)
@@ -87,6 +96,18 @@ def run(
     assert [party.n_left for party, _ in parties] == [0, 0]
     sent = tuple(sum(len(f.content) for f in frames if f.sender == name) for name in PARTIES)
     assert sent == (bill.p1_to_p2_bytes, bill.p2_to_p1_bytes)
+    if is_taped:
+        for kernel in _kernels():
+            taped: list[Frame] = []
+            protocols = {
+                name: _from_tape(piece, party, starts, plan, halves_of(index), kernel)
+                for index, (name, (party, starts)) in enumerate(zip(PARTIES, parties, strict=True))
+            }
+            again, _ = simulate(protocols, watch=taped.append)
+            assert [frame.content for frame in taped] == [frame.content for frame in frames]
+            for one, other in zip(again["P1"], results["P1"], strict=True):
+                np.testing.assert_array_equal(one, other)
+                assert one.dtype == other.dtype
     twin = Twin(
         {
             name: Exact(w.astype(np.float64), None if b is None else b.astype(np.int64))
@@ -99,6 +120,40 @@ def run(
     starts = [Shared(value.astype(np.int64), b) for value, b in entries]
     plain = _finish(piece(Operations(twin), *starts))
     return Ran(results["P1"], plain, plan, cost, twin.overflows, frames)
+
+
+def _kernels() -> list[Kernel]:
+    """The kernel as it is, and as it is on a processor with AES alone."""
+    kernel = native.KERNEL
+    if kernel is None or not kernel.has_aes:
+        return []
+    return [kernel, kernel.limited(Feature.AES)]
+
+
+def _from_tape(
+    piece: Piece,
+    party: Party,
+    starts: list[Shared],
+    plan: Plan,
+    correlations: list[Any],
+    kernel: Kernel,
+) -> Protocol[Any]:
+    recorder = Recorder(kernel, plan, [(start.shape, start.bits) for start in starts])
+    recording = Party(
+        party.index, party.matrices, party.tables, recorder.correlations, bytes(16),
+        arithmetic=recorder,
+    )  # fmt: skip
+    cells = [Shared(one, z.bits) for one, z in zip(recorder.entries, starts, strict=True)]
+    tape = recorder.tape(recording, piece(Operations(recording), *cells))
+    leave_rubbish(tape)
+    return tape.load(correlations, TWEAK).run(*(start.array for start in starts))
+
+
+def leave_rubbish(tape: Tape) -> None:
+    """As an inference before does: nothing may depend on it."""
+    memory = native.aligned(tape.n_bytes)
+    memory[:] = np.random.default_rng(0).integers(0, 256, tape.n_bytes, dtype=np.uint8)
+    tape.keep(memory)
 
 
 def trace(piece: Piece, entries: Entries, whole: Whole | None = None) -> Plan:

@@ -245,7 +245,7 @@ def interpolate(
     if not 0 <= low_bits < 8 * opened.itemsize:
         raise UsageError(f"{low_bits} low bits of {opened.dtype}")
     kernel = _aes_kernel()
-    if kernel is None or not _has_lines(kernel, domain):
+    if kernel is None or not has_lines(kernel, domain):
         key = party, seeds, corrections
         return _interpolate(*key, opened, rows, low_bits, tweak, n_threads=n_threads)
     out = np.empty(n, domain.dtype)
@@ -291,7 +291,7 @@ def _interpolate(
     return values, n_flagged
 
 
-def _has_lines(kernel: native.Kernel, domain: Domain) -> bool:
+def has_lines(kernel: native.Kernel, domain: Domain) -> bool:
     """Whether the kernel has lines for keys that are this small."""
     n_bytes = domain.size * domain.dtype.itemsize
     return kernel.has_lines and domain.n_levels >= 3 and n_bytes <= _MAX_LINES_BYTES
@@ -318,6 +318,11 @@ def expand(party: int, seeds: Array, corrections: Array, domain: Domain, tweak: 
         _keep, scratch = kernel.dpf_scratch(domain.n_levels)
         kernel.call("dpf_expand", batch.part(0, n), scratch, out)
     return out if domain.n_payloads > 1 else out[0]
+
+
+def aes_keys(tweak: bytes, domain: Domain) -> bytes:
+    """k_0 and those of the leaf blocks, 16 bytes each, as the kernel takes them."""
+    return _aes_keys(tweak, domain).data
 
 
 def _aes_kernel() -> native.Kernel | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -28,10 +28,13 @@ from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import LowBits, Overflow, Twin
 from veilrun.mpc.model.quantised import SECRET_EMBEDDING, PublicModel, QuantisedModel
+from veilrun.mpc.native import Kernel
 from veilrun.mpc.operations import Operations
 from veilrun.mpc.plan import Plan
 from veilrun.mpc.prg import Stream
 from veilrun.mpc.shares import Array, Shared, dtype_of
+from veilrun.mpc.tape.recorder import Recorder
+from veilrun.mpc.tape.tape import Loaded, Tape
 from veilrun.mpc.weights import Matrix
 from veilrun.transport.rounds import Protocol
 
@@ -92,7 +95,27 @@ def run(public: PublicModel, party: Party, entry: Array) -> Protocol[Answer | No
     revealed = yield from program(
         Operations(party), public, Shared(entry, public.profile.rings.linear)
     )
-    return answer(public, revealed, party.flags, n_tokens)
+    flags = [(name, flag.bits) for name, flag in party.flags]
+    return answer(public, revealed, flags, n_tokens)
+
+
+def record(
+    public: PublicModel, index: int, matrices: Mapping[str, Matrix], n_tokens: int, kernel: Kernel
+) -> Tape:
+    """A party's part at this length, to be run any number of times. kernel: with AES."""
+    recorder = Recorder(kernel, plan(public, n_tokens), [_entry(public, n_tokens)])
+    party = Party(
+        index, matrices, public.tables, recorder.correlations, bytes(16), arithmetic=recorder
+    )
+    (cells,) = recorder.entries
+    entry = Shared(cells, public.profile.rings.linear)
+    return recorder.tape(party, program(Operations(party), public, entry))
+
+
+def play(public: PublicModel, tape: Tape, loaded: Loaded, entry: Array) -> Protocol[Answer | None]:
+    """`run`, from a tape."""
+    revealed = yield from loaded.run(entry)
+    return answer(public, revealed, tape.flags, len(entry))
 
 
 def predict(model: TwinModel, entry: Array, low_bits: LowBits) -> tuple[Answer, list[Overflow]]:
@@ -101,7 +124,8 @@ def predict(model: TwinModel, entry: Array, low_bits: LowBits) -> tuple[Answer, 
     twin = Twin(model.matrices, model.constants, public.tables, low_bits)
     start = Shared(entry, public.profile.rings.linear)
     revealed = finish(program(Operations(twin), public, start))
-    result = answer(public, revealed, twin.flags, len(entry))
+    flags = [(name, flag.bits) for name, flag in twin.flags]
+    result = answer(public, revealed, flags, len(entry))
     if result is None:
         raise AssertionError("the twin reveals to itself")
     return result, twin.overflows
@@ -141,7 +165,7 @@ def tweak_of(digest: bytes, serial: int) -> bytes:
 
 
 def answer(
-    public: PublicModel, revealed: Revealed, flags: Sequence[tuple[str, Shared]], n_tokens: int
+    public: PublicModel, revealed: Revealed, flags: Sequence[tuple[str, int]], n_tokens: int
 ) -> Answer | None:
     """What the revealed integers say: the output's, then one count for each of `flags`."""
     if revealed is None:
@@ -151,8 +175,8 @@ def answer(
     if public.architecture.head_activation is None:
         scale *= n_tokens
     flagged: Counter[str] = Counter()
-    for (name, flag), count in zip(flags, revealed[1:], strict=True):
-        flagged[name] += int(count) % (1 << flag.bits)  # a count has no sign
+    for (name, bits), count in zip(flags, revealed[1:], strict=True):
+        flagged[name] += int(count) % (1 << bits)  # a count has no sign
     return Answer(integers / scale, integers, {name: n for name, n in flagged.items() if n})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from veilrun.errors import DecodeError
 from veilrun.mpc import ring
-from veilrun.mpc.machines.party import Keys
+from veilrun.mpc.arithmetic import Keys
 from veilrun.mpc.plan import Correlation, Mask, Plan, Share, packed_bytes
 from veilrun.mpc.prg import Stream
 from veilrun.mpc.shares import Array, dtype_of

@@ -29,7 +29,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 _NAME = "veilrun.mpc._kernel"
-_ABI = 6
+_ABI = 7
 _ALIGNMENT = 64
 _LARGE_BYTES = 1 << 20
 _LARGE_PAGE_BYTES = 1 << 21
@@ -66,6 +66,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "veilrun_dpf_lines": (_PTR, _PTR, _PTR, _PTR),
     "veilrun_dpf_expand": (_PTR, _PTR, _PTR),
     "veilrun_dpf_generate": (_PTR, _PTR, _PTR, _PTR, _PTR),
+    "veilrun_run": (_PTR, _PTR, _I64, _I64),
 }
 
 
@@ -113,11 +114,15 @@ class Kernel:
         """Let this process keep freed memory for the next array; for processes that compute."""
         self.library.veilrun_keep_memory()
 
+    def dpf_scratch_bytes(self, n_levels: int) -> int:
+        """What the nodes of a group of trees take."""
+        return int(self.library.veilrun_dpf_scratch_bytes(n_levels))
+
     def dpf_scratch(self, n_levels: int) -> tuple[Array, int]:
         """Room for the nodes of a group of trees, this thread's own, and its address."""
         room = _SCRATCH.of.get(n_levels)
         if room is None:
-            array = aligned(int(self.library.veilrun_dpf_scratch_bytes(n_levels)))
+            array = aligned(self.dpf_scratch_bytes(n_levels))
             room = array, address(array)
             if array.nbytes <= _MAX_SCRATCH_BYTES:
                 _SCRATCH.of[n_levels] = room
@@ -137,6 +142,7 @@ def load() -> Kernel | None:
             function = getattr(library, name)
             function.argtypes, function.restype = signature, None
         library.veilrun_features.restype = _U32
+        library.veilrun_run.restype = _I32
         library.veilrun_dpf_lines.restype = ctypes.c_uint64
         library.veilrun_dpf_scratch_bytes.argtypes = (_I32,)
         library.veilrun_dpf_scratch_bytes.restype = _I64

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from veilrun.mpc.gates.reveal import Revealed
 from veilrun.mpc.operations import Operations
 from veilrun.mpc.profile import Profile
-from veilrun.mpc.shares import Array, Masked, Shared, joined
+from veilrun.mpc.shares import Array, Masked, Shared
 from veilrun.transport.rounds import Protocol
 
 
@@ -152,7 +152,7 @@ def _gelu(
         ops.lookup(table, index.moved(lambda a, end=end, n=n: a[:, end - n : end]))  # type: ignore[misc]
         for table, n, end in zip(tables, neurons, ends, strict=True)
     ]
-    (hidden,) = yield from ops.open(joined(outputs, axis=-1))
+    (hidden,) = yield from ops.open(ops.joined(outputs, axis=-1))
     return hidden
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, final
 
 import numpy as np
 
+from veilrun.mpc.arithmetic import less_columns
 from veilrun.mpc.gates import (
     constant,
     exponential,
@@ -40,7 +41,7 @@ from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Shape
-from veilrun.mpc.shares import Array, Extended, Masked, Shared, wrap
+from veilrun.mpc.shares import Extended, Masked, Shared
 from veilrun.mpc.tables import ExpTable, LinearTable
 from veilrun.transport.rounds import Protocol
 
@@ -125,32 +126,43 @@ class Operations:
         """The sum of squares along the last axis, which stays with length 1."""
         return self._shared(squares, x)
 
-    # Local algebra: each machine does to its part what is to be done to the value.
+    # Local algebra: each machine does to its part what is to be done to the value. The twin keeps
+    # sums whole, to see at the next `window` whether they fit.
 
     def add(self, a: Shared, b: Shared) -> Shared:
         """a + b in one ring; b may have axes of length 1, which are repeated."""
         if isinstance(self.machine, Tracer | Dealer):
             return a
-        return self._summed(a.array + b.array, a.bits)
+        if isinstance(self.machine, Party):
+            return Shared(self.machine.arithmetic.add(a.array, b.array, a.bits), a.bits)
+        return Shared(a.array + b.array, a.bits)
+
+    def joined(self, parts: Sequence[Shared], axis: int) -> Shared:
+        """Values of one ring side by side."""
+        arrays, bits = [part.array for part in parts], parts[0].bits
+        if isinstance(self.machine, Party):
+            return Shared(self.machine.arithmetic.join(arrays, axis), bits)
+        return Shared(np.concatenate(arrays, axis), bits)
 
     def sum(self, z: Shared, axis: int) -> Shared:
         """The sum along an axis, which stays with length 1."""
         if isinstance(self.machine, Tracer | Dealer):
             return z.moved(lambda array: array.take([0], axis))
-        total = z.array.sum(axis=axis, keepdims=True, dtype=z.array.dtype)
-        return self._summed(total, z.bits)
+        if isinstance(self.machine, Party):
+            return Shared(self.machine.arithmetic.sum(z.array, axis, z.bits), z.bits)
+        return Shared(z.array.sum(axis=axis, keepdims=True), z.bits)
 
     def anchored(self, scores: Shared, anchors: Sequence[str]) -> Shared:
         """Each head's rows less their own entry at its anchor, [n_heads, n, n]; see `ANCHORS`."""
         if isinstance(self.machine, Tracer | Dealer):
             return scores
         rows = np.arange(scores.shape[1])
-        array = scores.array.copy()
-        for head, anchor in enumerate(anchors):
-            if anchor != NO_ANCHOR:
-                column = np.maximum(rows - 1, 0) if anchor == PREVIOUS else 0 * rows
-                array[head] -= scores.array[head][rows, column][:, None]
-        return self._summed(array, scores.bits)
+        column_of = {PREVIOUS: np.maximum(rows - 1, 0), FIRST: 0 * rows}
+        columns = [column_of.get(anchor) for anchor in anchors]
+        if isinstance(self.machine, Party):
+            array = self.machine.arithmetic.less_columns(scores.array, columns, scores.bits)
+            return Shared(array, scores.bits)
+        return Shared(less_columns(scores.array, columns), scores.bits)
 
     def window(self, z: Shared, bits: int, where: str, *, is_signed: bool = True) -> Shared:
         """z in a ring no larger, in which it must fit: each party drops its upper bits, and no
@@ -159,12 +171,8 @@ class Operations:
         if isinstance(self.machine, Tracer | Dealer):
             return Shared(z.array, bits)
         if isinstance(self.machine, Party):
-            return Shared(wrap(z.array, bits), bits)
+            return Shared(self.machine.arithmetic.window(z.array, z.bits, bits), bits)
         return self.machine.in_ring(z.array, bits, where, is_signed=is_signed)
-
-    def _summed(self, array: Array, bits: int) -> Shared:
-        """The twin keeps sums whole, to see at the next `window` whether they fit."""
-        return Shared(array if isinstance(self.machine, Twin) else wrap(array, bits), bits)
 
     def _shared(self, gate: Any, *operands: Any) -> Shared:
         shared: Shared = self._part(gate, *operands)

@@ -11,7 +11,7 @@ processor features and any number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,13 @@ _STRIP = 16
 _STRIP_ROW_BYTES = 64
 
 
+class Strips(NamedTuple):
+    """A right operand as the kernel has it: so many strips of columns."""
+
+    data: Array
+    n_strips: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
     """A right operand made ready for many products; from `pack`.
@@ -38,6 +45,13 @@ class Packed:
     dtype: np.dtype[Any]
     _data: Array
     _kernel: native.Kernel | None
+
+    @property
+    def strips(self) -> Strips:
+        """As the kernel has it."""
+        if self._kernel is None:
+            raise AssertionError("there are strips only where there is a kernel")
+        return Strips(self._data, _n_strips(self.shape[1]))
 
 
 def pack(w: Array) -> Packed:
@@ -53,13 +67,18 @@ def pack(w: Array) -> Packed:
     kernel = native.KERNEL
     if kernel is None:
         return Packed((k, n), w.dtype, w.copy(), None)
-    strips = native.aligned(_strip_bytes(k, w.dtype) * -(-n // _STRIP))
+    strips = native.aligned(strips_bytes(k, n, w.dtype))
     kernel.call("pack_strips", w.itemsize, native.contiguous(w), k, n, strips)
     return Packed((k, n), w.dtype, strips, kernel)
 
 
-def _strip_bytes(k: int, dtype: np.dtype[Any]) -> int:
-    return _STRIP_ROW_BYTES * (k if dtype.itemsize == 4 else -(-k // 2))
+def strips_bytes(k: int, n: int, dtype: np.dtype[Any]) -> int:
+    """What a right operand [k, n] takes when it is ready for the kernel."""
+    return _STRIP_ROW_BYTES * (k if dtype.itemsize == 4 else -(-k // 2)) * _n_strips(n)
+
+
+def _n_strips(n: int) -> int:
+    return -(-n // _STRIP)
 
 
 def matmul(x: Array, w: Packed | Array, *, n_threads: int = 1) -> Array:
@@ -87,7 +106,7 @@ def matmul(x: Array, w: Packed | Array, *, n_threads: int = 1) -> Array:
             "matmul", kernel.features, x.itemsize, left, *left.shape, strips, n, first, end, out
         )
 
-    native.spread(run, -(-n // _STRIP), n_threads)
+    native.spread(run, _n_strips(n), n_threads)
     return out
 
 
@@ -113,7 +132,7 @@ def matmul_batch(x: Array, y: Array, *, n_threads: int = 1) -> Array:
     sizes = (x.shape[1], k, n)
 
     def run(first: int, end: int) -> None:
-        scratch = native.aligned(_strip_bytes(k, x.dtype) * -(-n // _STRIP))
+        scratch = native.aligned(strips_bytes(k, n, x.dtype))
         part = slice(first, end)
         kernel.call(
             "matmul_batch", kernel.features, x.itemsize, left[part], right[part], end - first,

@@ -17,7 +17,7 @@ uint64 that fits; the twin alone holds signed int64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -106,11 +106,6 @@ class Masked:
 
     def __bool__(self) -> bool:
         raise TypeError("a masked value has no truth value")
-
-
-def joined(parts: Sequence[Shared], axis: int) -> Shared:
-    """Shared values of one ring side by side."""
-    return Shared(np.concatenate([part.array for part in parts], axis), parts[0].bits)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,6 +24,13 @@
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 
+/* Compiled for several processors, of which the loader takes the best. */
+#if VEILRUN_X86 && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
 /* Bits of `features`. A caller may clear any of them; native.py names them too. */
 #define HAS_AVX2 1u
 #define HAS_AVX512 2u /* F, BW, DQ, VL */
@@ -33,7 +40,7 @@
 #define HAS_VAES 32u /* VAES on 512 bits, with AVX512 */
 
 /* Changes with any signature below; native.py refuses a library of another version. */
-#define VEILRUN_ABI 6
+#define VEILRUN_ABI 7
 
 EXPORT int32_t veilrun_abi(void);
 EXPORT uint32_t veilrun_features(void);
@@ -54,6 +61,23 @@ EXPORT void veilrun_add_packed(int32_t item_bytes, const void *a, const void *b,
                                void *out);
 EXPORT void veilrun_gather(int32_t item_bytes, const void *tables, int64_t n, int64_t width,
                            const uint32_t *indices, void *out);
+
+/* --- shares.c --- */
+
+EXPORT void veilrun_shrink(int32_t size_in, int32_t size_out, int64_t n, int32_t by, int32_t bits,
+                           int32_t one, const void *in, void *out);
+EXPORT void veilrun_extend(int32_t size_in, int32_t size_upper, int32_t size_out, int64_t n,
+                           int32_t narrow, int32_t wide, const void *x, const void *mask,
+                           const void *without, const void *with_top, void *array, void *rho,
+                           uint8_t *top);
+EXPORT void veilrun_times(int32_t size_upper, int32_t size, int64_t n_rows, int64_t n,
+                          int32_t narrow, int32_t wide, int32_t first, const void *array,
+                          const void *rho, const uint8_t *top, const void *y, const void *mask,
+                          const void *p, const void *t, void *out);
+EXPORT void veilrun_squares(int32_t size_upper, int32_t size, int64_t n_rows, int64_t n,
+                            int32_t narrow, int32_t wide, int32_t first, const void *array,
+                            const void *rho, const uint8_t *top, const void *s, const void *q,
+                            void *out);
 
 /* --- matmul.c --- */
 
@@ -111,5 +135,17 @@ typedef struct {
    of it, as many bits count as a lane has. */
 EXPORT uint64_t veilrun_dpf_lines(const dpf_batch *batch, const dpf_lines *lines, void *scratch,
                                   void *out);
+
+/* --- tape.c --- */
+
+/* One step. op: its number in tape.c. word: widths. size: counts. at: byte offsets into the memory,
+   and addresses of what is fixed, as tape.c reads them for each op. */
+typedef struct {
+  int32_t op, word[7];
+  int64_t size[4], at[12];
+} tape_step;
+
+/* Does steps first to end. Returns 0 where the peer's bits were not padded with zeros. */
+EXPORT int32_t veilrun_run(uint8_t *memory, const tape_step *steps, int64_t first, int64_t end);
 
 #endif

@@ -4,16 +4,9 @@
 
 #include "kernel.h"
 
-/* Compiled for several processors, of which the loader takes the best. */
-#if VEILRUN_X86 && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
-
 #define MASK(T, bits) ((bits) == 8 * (int)sizeof(T) ? (T)~(T)0 : (T)(((T)1 << (bits)) - 1))
 
-/* out = (in >> by) + one mod 2^bits; the result may be narrower than the operand */
+/* out = (in >> by) + one mod 2^bits; the result may be of another width than the operand */
 #define SHRINK(S, T)                                                                       \
   {                                                                                        \
     const S *x = in;                                                                       \
@@ -23,9 +16,12 @@
 
 EXPORT CLONES void veilrun_shrink(int32_t size_in, int32_t size_out, int64_t n, int32_t by, int32_t bits,
                            int32_t one, const void *in, void *out) {
-  if (size_in == 2) SHRINK(uint16_t, uint16_t)
+  if (size_in == 2 && size_out == 2) SHRINK(uint16_t, uint16_t)
+  else if (size_in == 2 && size_out == 4) SHRINK(uint16_t, uint32_t)
+  else if (size_in == 2) SHRINK(uint16_t, uint64_t)
   else if (size_in == 4 && size_out == 2) SHRINK(uint32_t, uint16_t)
-  else if (size_in == 4) SHRINK(uint32_t, uint32_t)
+  else if (size_in == 4 && size_out == 4) SHRINK(uint32_t, uint32_t)
+  else if (size_in == 4) SHRINK(uint32_t, uint64_t)
   else if (size_out == 2) SHRINK(uint64_t, uint16_t)
   else if (size_out == 4) SHRINK(uint64_t, uint32_t)
   else SHRINK(uint64_t, uint64_t)

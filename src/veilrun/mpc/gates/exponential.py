@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from veilrun.mpc import dpf
+from veilrun.mpc.arithmetic import divide
 from veilrun.mpc.gates import shrink
-from veilrun.mpc.gates.interpolate import divide, split
+from veilrun.mpc.gates.interpolate import split
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Keys
-from veilrun.mpc.shares import Masked, Shared, wrap
+from veilrun.mpc.shares import Masked, Shared
 from veilrun.mpc.tables import ExpTable
 
 
@@ -42,18 +42,10 @@ def deal(machine: Dealer, name: str, table: ExpTable, x: Masked) -> Shared:
 
 def run(machine: Party, name: str, table: ExpTable, x: Masked) -> Shared:
     machine.watch_mask(x.mask, table.low_bits)
-    index, low = divide(x.array, table.low_bits)
-    found = dpf.lookup(
-        machine.index,
-        *machine.take_keys(),
-        index,
-        table.rows,
-        table.domain,
-        machine.tweak,
-        n_threads=machine.n_threads,
-    )
-    bits = table.bits + table.extra_bits
-    values = wrap(found[0] * table.rising[low], bits)
+    a, bits = machine.arithmetic, table.bits + table.extra_bits
+    index, low = a.divide(x.array, x.bits, table.low_bits)
+    found = a.lookup(machine.key(), index, table.rows)
+    values = a.scale(found[0], table.rising, low, bits)
     return shrink.run(machine, Shared(values.reshape(x.shape), bits), table.extra_bits)
 
 

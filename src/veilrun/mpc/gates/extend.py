@@ -21,7 +21,6 @@ bits; two-variant wrap as in Sigma (Gupta et al. 2023) without comparison keys.
 
 from __future__ import annotations
 
-from veilrun.mpc import elementwise
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
@@ -46,7 +45,7 @@ def deal(machine: Dealer, x: Masked, bits: int) -> Extended:
 
 def run(machine: Party, x: Masked, bits: int) -> Extended:
     upper = machine.take(), machine.take()
-    array, rho, top = elementwise.extend(x.array, x.mask, upper, x.bits, bits)
+    array, rho, top = machine.arithmetic.extend(x.array, x.mask, upper, x.bits, bits)
     return Extended(array, rho, top, bits, x.bits)
 
 

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from veilrun.mpc import dpf
+from veilrun.mpc.arithmetic import divide
 from veilrun.mpc.gates import shrink
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Keys
-from veilrun.mpc.shares import Array, Masked, Shared, dtype_of, signed, wrap
+from veilrun.mpc.shares import Array, Masked, Shared, signed
 from veilrun.mpc.tables import LinearTable
 
 
@@ -44,20 +44,13 @@ def deal(machine: Dealer, name: str, table: LinearTable, x: Masked) -> Shared:
 
 def run(machine: Party, name: str, table: LinearTable, x: Masked) -> Shared:
     machine.watch_mask(x.mask, table.low_bits)
-    values, n_flagged = dpf.interpolate(
-        machine.index,
-        *machine.take_keys(),
-        x.array.reshape(-1),
-        table.rows,
-        table.low_bits,
-        machine.tweak,
-        n_threads=machine.n_threads,
-    )
+    a, key_bits = machine.arithmetic, table.domain.out_bits
+    values, n_flagged = a.interpolate(machine.key(), x.array, x.bits, table.rows, table.low_bits)
     if table.guard is not None:
-        flagged = np.array(n_flagged % 2**table.flag_bits, dtype_of(table.flag_bits))
+        flagged = a.window(n_flagged, key_bits, table.flag_bits)
         machine.flag(name, Shared(flagged, table.flag_bits))
     bits = table.bits + table.extra_bits
-    z = Shared(wrap(values, bits).reshape(x.shape), bits)
+    z = Shared(a.window(values, key_bits, bits).reshape(x.shape), bits)
     return shrink.run(machine, z, table.extra_bits)
 
 
@@ -70,13 +63,6 @@ def plain(machine: Twin, name: str, table: LinearTable, x: Masked) -> Shared:
     bits = table.bits + table.extra_bits
     value = signed(table.values, bits)[i] + signed(table.slopes, bits)[i] * rest
     return shrink.plain(machine, machine.in_ring(value, bits, name), table.extra_bits)
-
-
-def divide(opened: Array, low_bits: int) -> tuple[Array, Array]:
-    """An opened value, or a mask, flat: its upper bits as uint32, and its low bits."""
-    flat = opened.reshape(-1)
-    word = flat.dtype.type
-    return (flat >> word(low_bits)).astype(np.uint32), flat & word(2**low_bits - 1)
 
 
 def split(x: Array, mask_low: Array, low_bits: int, index_bits: int) -> tuple[Array, Array]:

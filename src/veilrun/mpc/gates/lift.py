@@ -9,7 +9,7 @@ from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
-from veilrun.mpc.shares import Shared, wrap
+from veilrun.mpc.shares import Shared
 
 
 def trace(machine: Tracer, z: Shared) -> Shared:
@@ -23,7 +23,7 @@ def deal(machine: Dealer, z: Shared) -> Shared:
 def run(machine: Party, z: Shared) -> Shared:
     if not machine.is_first:
         return z
-    return Shared(wrap(z.array + z.array.dtype.type(2 ** (z.bits - 2)), z.bits), z.bits)
+    return Shared(machine.arithmetic.raised(z.array, z.bits - 2, z.bits), z.bits)
 
 
 def plain(machine: Twin, z: Shared) -> Shared:

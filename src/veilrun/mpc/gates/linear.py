@@ -21,7 +21,7 @@ from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Share
-from veilrun.mpc.shares import Array, Masked, Shared, wrap
+from veilrun.mpc.shares import Array, Masked, Shared
 from veilrun.mpc.weights import Matrix
 
 Term = tuple[Masked, str]
@@ -44,8 +44,8 @@ def run(machine: Party, *terms: Term) -> Shared:
     bits = terms[0][0].bits
     total = machine.take()
     for x, name in terms:
-        total = total + machine.matrices[name].times(x.array)
-    return Shared(wrap(total, bits), bits)
+        total = machine.arithmetic.add_mapped(total, x.array, machine.matrices[name], bits)
+    return Shared(total, bits)
 
 
 def plain(machine: Twin, *terms: Term) -> Shared:

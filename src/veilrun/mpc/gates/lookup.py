@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from veilrun.mpc import dpf, ring
+from veilrun.mpc import dpf
+from veilrun.mpc.arithmetic import Key
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
@@ -50,20 +51,22 @@ def deal(machine: Dealer, name: str, table: StepTable, *inputs: Masked) -> Share
 
 
 def run(machine: Party, name: str, table: StepTable, *inputs: Masked) -> Shared:
-    shape = inputs[0].shape
-    indexes = _concatenate([x.array for x in inputs], table)
-    if not table.by_keys:
-        values = ring.gather(machine.take(), indexes)
-        return Shared(wrap(values, table.bits).reshape(shape), table.bits)
-    keys = machine.take_keys()
+    a, shape, bits = machine.arithmetic, inputs[0].shape, table.bits
     if inputs[1:]:
-        values = _several(machine, keys, indexes, table)
-        return Shared(wrap(values, table.bits).reshape(shape), table.bits)
-    found = dpf.lookup(machine.index, *keys, indexes, table.rows, table.domain, machine.tweak)
+        indexes = _concatenate([x.array for x in inputs], table)
+    else:
+        indexes, _ = a.divide(inputs[0].array, inputs[0].bits, 0)
+    if not table.by_keys:
+        return Shared(a.gather(machine.take(), indexes, bits).reshape(shape), bits)
+    if inputs[1:]:
+        values = wrap(_several(machine.key(), indexes, table), bits)
+        return Shared(values.reshape(shape), bits)
+    key_bits = table.domain.out_bits
+    found = a.lookup(machine.key(), indexes, table.rows)
     if table.guard is not None:
-        n_flagged = wrap(found[1].sum(dtype=found.dtype, keepdims=True), table.flag_bits)
+        n_flagged = a.window(a.sum(found[1], 0, key_bits), key_bits, table.flag_bits)
         machine.flag(name, Shared(n_flagged.reshape(()), table.flag_bits))
-    return Shared(wrap(found[0], table.bits).reshape(shape), table.bits)
+    return Shared(a.window(found[0], key_bits, bits).reshape(shape), bits)
 
 
 def plain(machine: Twin, name: str, table: StepTable, *inputs: Masked) -> Shared:
@@ -123,8 +126,9 @@ def _one_time(table: StepTable, masks: Array) -> Array:
     return _shifted(table, negated, +1)
 
 
-def _several(machine: Party, keys: tuple[Array, Array], indexes: Array, table: StepTable) -> Array:
-    expansion = dpf.expand(machine.index, *keys, table.domain, machine.tweak)
+def _several(key: Key, indexes: Array, table: StepTable) -> Array:
+    party, keys, tweak = key
+    expansion = dpf.expand(party, *keys, table.domain, tweak)
     products = expansion * _shifted(table, indexes, -1)
     total: Array = products.sum(axis=1, dtype=expansion.dtype)
     return total

@@ -6,11 +6,6 @@ online    each party sends z_i + m_i; Z is the sum. b bits per element and direc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
-
-from veilrun.errors import DecodeError
-from veilrun.mpc import ring
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
@@ -37,24 +32,13 @@ def deal(machine: Dealer, *values: Shared) -> Protocol[Opened]:
 
 def run(machine: Party, *values: Shared) -> Protocol[Opened]:
     masks = [machine.take() for _ in values]
-    mine = (ring.pack_sum(z.array, mask, z.bits) for z, mask in zip(values, masks, strict=True))
-    inbox = yield Round({machine.peer: b"".join(mine)})
-    theirs = split(inbox[machine.peer], values)
+    inbox = yield Round({machine.peer: machine.arithmetic.packed(values, masks)})
+    opened = machine.arithmetic.opened(inbox[machine.peer], values, masks)
     return tuple(
-        Masked(ring.add_packed(z.array, mask, part, z.bits), mask, z.bits)
-        for z, mask, part in zip(values, masks, theirs, strict=True)
+        Masked(array, mask, z.bits) for z, array, mask in zip(values, opened, masks, strict=True)
     )
 
 
 def plain(machine: Twin, *values: Shared) -> Protocol[Opened]:
     yield from ()
     return tuple(Masked(z.array, z.array, z.bits) for z in values)
-
-
-def split(frame: bytes, values: Sequence[Shared]) -> list[memoryview]:
-    """The part of each value."""
-    sizes = [(z.array.size * z.bits + 7) // 8 for z in values]
-    if len(frame) != sum(sizes):
-        raise DecodeError(f"an opening of {len(frame)} bytes where {sum(sizes)} are due")
-    view = memoryview(frame)
-    return [view[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from veilrun.mpc import ring
+from veilrun.mpc.arithmetic import Direct
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Share
-from veilrun.mpc.shares import Array, Masked, Shared, wrap
+from veilrun.mpc.shares import Masked, Shared
 
 
 def trace(machine: Tracer, x: Masked, y: Masked) -> Shared:
@@ -30,28 +30,19 @@ def trace(machine: Tracer, x: Masked, y: Masked) -> Shared:
 
 
 def deal(machine: Dealer, x: Masked, y: Masked) -> Shared:
-    return machine.share(_matmul(x.mask, y.mask, 1), x.bits)
+    return machine.share(Direct().matmul(x.mask, y.mask), x.bits)
 
 
 def run(machine: Party, x: Masked, y: Masked) -> Shared:
-    right = (y.array - y.mask) if machine.is_first else -y.mask
-    product = _matmul(
-        np.concatenate([x.array, -x.mask], axis=-1),
-        np.concatenate([right, y.array], axis=-2),
-        machine.n_threads,
+    a, bits = machine.arithmetic, x.bits
+    right = a.subtract(y.array, y.mask, bits) if machine.is_first else a.negate(y.mask, bits)
+    product = a.matmul(
+        a.join([x.array, a.negate(x.mask, bits)], axis=-1),
+        a.join([right, y.array], axis=-2),
     )
-    return Shared(wrap(product + machine.take(), x.bits), x.bits)
+    return Shared(a.add(product, machine.take(), bits), bits)
 
 
 def plain(machine: Twin, x: Masked, y: Masked) -> Shared:
     value = np.matmul(x.array.astype(np.float64), y.array.astype(np.float64)).astype(np.int64)
     return Shared(value, x.bits)  # what is made of it must fit; it need not
-
-
-def _matmul(x: Array, y: Array, n_threads: int) -> Array:
-    """[..., n, k] x [..., k, m] in uint16 or uint32."""
-    batch = x.shape[:-2]
-    x3 = np.ascontiguousarray(x).reshape(-1, *x.shape[-2:])
-    y3 = np.ascontiguousarray(y).reshape(-1, *y.shape[-2:])
-    product = ring.matmul_batch(x3, y3, n_threads=n_threads)
-    return product.reshape(*batch, x.shape[-2], y.shape[-1])

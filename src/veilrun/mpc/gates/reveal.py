@@ -5,16 +5,12 @@ online    party 2 sends z_2
 
 from __future__ import annotations
 
-import numpy as np
-
-from veilrun.mpc import ring
-from veilrun.mpc.gates.open import split
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
 from veilrun.mpc.plan import Opening
-from veilrun.mpc.shares import Array, Shared, signed
+from veilrun.mpc.shares import Array, Shared
 from veilrun.transport.rounds import Protocol, Round
 
 Revealed = tuple[Array, ...] | None
@@ -34,14 +30,12 @@ def deal(machine: Dealer, *values: Shared) -> Protocol[Revealed]:
 
 def run(machine: Party, *values: Shared) -> Protocol[Revealed]:
     if not machine.is_first:
-        frame = b"".join(ring.pack_bits(z.array, z.bits) for z in values)
-        yield Round({machine.peer: frame}, awaited=frozenset())
+        yield Round({machine.peer: machine.arithmetic.packed(values, ())}, awaited=frozenset())
         return None
     inbox = yield Round({}, awaited=frozenset({machine.peer}))
-    theirs = split(inbox[machine.peer], values)
+    opened = machine.arithmetic.opened(inbox[machine.peer], values, ())
     return tuple(
-        signed(ring.add_packed(z.array, np.zeros_like(z.array), part, z.bits), z.bits)
-        for z, part in zip(values, theirs, strict=True)
+        machine.arithmetic.result(array, z.bits) for z, array in zip(values, opened, strict=True)
     )
 
 

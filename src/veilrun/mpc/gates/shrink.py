@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from veilrun.mpc import elementwise
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
@@ -40,7 +39,7 @@ def run(machine: Party, z: Shared, by: int) -> Shared:
     if machine.is_first:
         machine.watch_rounding(z.array, by)
     bits = z.bits - by
-    return Shared(elementwise.shrink(z.array, by, bits, machine.is_first), bits)
+    return Shared(machine.arithmetic.shrink(z.array, by, bits, machine.is_first), bits)
 
 
 def plain(machine: Twin, z: Shared, by: int) -> Shared:

@@ -11,7 +11,6 @@ Exact in Z_2^K. x [..., d] gives [..., 1].
 
 from __future__ import annotations
 
-from veilrun.mpc import elementwise
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
@@ -37,7 +36,7 @@ def deal(machine: Dealer, x: Extended) -> Shared:
 def run(machine: Party, x: Extended) -> Shared:
     dealt = machine.take(), machine.take()
     value, rings = (x.array, x.mask, x.top), (x.narrow_bits, x.bits)
-    return Shared(elementwise.squares(value, dealt, rings, machine.is_first), x.bits)
+    return Shared(machine.arithmetic.squares(value, dealt, rings, machine.is_first), x.bits)
 
 
 def plain(machine: Twin, x: Extended) -> Shared:

@@ -14,7 +14,6 @@ y has one element for each row of x.
 
 from __future__ import annotations
 
-from veilrun.mpc import elementwise
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
@@ -39,7 +38,8 @@ def run(machine: Party, x: Extended, y: Masked) -> Shared:
     dealt = machine.take(), machine.take()
     value, factor = (x.array, x.mask, x.top), (y.array, y.mask)
     rings = (x.narrow_bits, x.bits)
-    return Shared(elementwise.times(value, factor, dealt, rings, machine.is_first), x.bits)
+    product = machine.arithmetic.times(value, factor, dealt, rings, machine.is_first)
+    return Shared(product, x.bits)
 
 
 def plain(machine: Twin, x: Extended, y: Masked) -> Shared:

@@ -9,7 +9,7 @@ from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
 from veilrun.mpc.machines.tracer import Tracer
 from veilrun.mpc.machines.twin import Twin
-from veilrun.mpc.shares import Array, Extended, Shared, wrap
+from veilrun.mpc.shares import Extended, Shared
 
 
 def trace(machine: Tracer, x: Extended) -> Shared:
@@ -21,8 +21,10 @@ def deal(machine: Dealer, x: Extended) -> Shared:
 
 
 def run(machine: Party, x: Extended) -> Shared:
-    array: Array = x.array - x.mask if machine.is_first else -x.mask
-    return Shared(wrap(array, x.bits), x.bits)
+    a = machine.arithmetic
+    if machine.is_first:
+        return Shared(a.subtract(x.array, x.mask, x.bits), x.bits)
+    return Shared(a.negate(x.mask, x.bits), x.bits)
 
 
 def plain(machine: Twin, x: Extended) -> Shared:

@@ -6,17 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, final
 
-import numpy as np
-import numpy.typing as npt
-
+from veilrun.mpc.arithmetic import Arithmetic, Direct, Key, Keys
 from veilrun.mpc.shares import Array, Shared, wrap
 from veilrun.mpc.tables import Table
 from veilrun.mpc.weights import Matrix
 
 PARTIES: Final = ("P1", "P2")
-
-Keys = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
-"""Roots uint8[n, 16] and corrections uint8[n, correction_bytes] of n point functions."""
 
 Watch = Callable[[Array, int], object]
 """Sees a share and how many of its low bits decide a rounding. For the twin in tests; a trace of
@@ -31,8 +26,8 @@ class Party:
     """One inference of one party.
 
     index: 0 for P1, 1 for P2. matrices: its shares of the weights. correlations: its halves, in
-    the order of the plan (see `material`). tweak: as the dealer's. n_threads: for look-ups and
-    products. watch_rounding: of party 1's shares; watch_mask: of either party's halves of masks.
+    the order of the plan (see `material`). tweak: as the dealer's. arithmetic: who does the work.
+    watch_rounding: of party 1's shares; watch_mask: of either party's halves of masks.
     """
 
     def __init__(
@@ -43,7 +38,7 @@ class Party:
         correlations: Iterable[Array | Keys],
         tweak: bytes,
         *,
-        n_threads: int = 1,
+        arithmetic: Arithmetic | None = None,
         watch_rounding: Watch = _ignore,
         watch_mask: Watch = _ignore,
     ) -> None:
@@ -54,7 +49,7 @@ class Party:
         self.tables = tables
         self.tweak = tweak
         self.flags: list[tuple[str, Shared]] = []
-        self.n_threads = n_threads
+        self.arithmetic = Direct() if arithmetic is None else arithmetic
         self.watch_rounding = watch_rounding
         self.watch_mask = watch_mask
         self._correlations = deque(correlations)
@@ -66,12 +61,12 @@ class Party:
             raise AssertionError("the plan and the network differ: keys where a share is due")
         return correlation
 
-    def take_keys(self) -> Keys:
+    def key(self) -> Key:
         """The next point functions."""
         correlation = self._correlations.popleft()
         if not isinstance(correlation, tuple):
             raise AssertionError("the plan and the network differ: a share where keys are due")
-        return correlation
+        return self.index, correlation, self.tweak
 
     def flag(self, name: str, n_flagged: Shared) -> None:
         """Keep the count of a table's guard for the end."""

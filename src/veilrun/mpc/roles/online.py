@@ -12,19 +12,22 @@ Invariant: no opening leaves a party before the peer's hello was checked and the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 from veilrun.errors import VerificationError
 from veilrun.mpc import inference, material, native, wire
+from veilrun.mpc.arithmetic import Direct, Keys
 from veilrun.mpc.inference import Answer
-from veilrun.mpc.machines.party import Party
+from veilrun.mpc.machines.party import PARTIES, Party
 from veilrun.mpc.model.quantised import PublicModel
 from veilrun.mpc.plan import Plan
 from veilrun.mpc.prg import Stream
 from veilrun.mpc.shares import Array
 from veilrun.mpc.stock import Store
+from veilrun.mpc.tape.tape import Tape
 from veilrun.mpc.weights import Matrix
 from veilrun.mpc.wire import Hello, Welcome
 from veilrun.transport import channel
@@ -35,11 +38,14 @@ from veilrun.transport.rounds import Protocol
 @final
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All that a party needs of one inference. n_bytes: of its material."""
+    """All that a party needs of one inference. start: its part, from its share of the entry.
+    n_bytes: of its material.
+    """
 
     serial: int
     n_tokens: int
-    party: Party
+    peer: str
+    start: Callable[[Array], Protocol[Answer | None]]
     n_bytes: int
 
 
@@ -78,6 +84,7 @@ class Computer:
         self._matrices = matrices
         self._n_threads = n_threads
         self._plans: dict[int, Plan] = {}
+        self._tapes: dict[int, Tape] = {}
         self._index = 0 if store.role == "P1" else 1
         if native.KERNEL is not None:
             native.KERNEL.keep_memory()
@@ -123,15 +130,27 @@ class Computer:
             self._plans[n_tokens] = inference.plan(self._public, n_tokens)
         plan = self._plans[n_tokens]
         stream = stream_of(self._store.welcome.key, serial, n_tokens)
-        party = Party(
-            self._index,
-            self._matrices,
-            self._public.tables,
-            material.halves(plan, self._index, stream, dealt),
-            tweak(self._store.welcome, serial),
-            n_threads=self._n_threads,
-        )
-        return Prepared(serial, n_tokens, party, len(dealt))
+        halves = material.halves(plan, self._index, stream, dealt)
+        start = self._part(n_tokens, halves, tweak(self._store.welcome, serial))
+        return Prepared(serial, n_tokens, PARTIES[1 - self._index], start, len(dealt))
+
+    def _part(
+        self, n_tokens: int, halves: list[Array | Keys], tweak: bytes
+    ) -> Callable[[Array], Protocol[Answer | None]]:
+        """From a tape, where there is a kernel to run it; several threads share single steps."""
+        kernel, index, public = native.KERNEL, self._index, self._public
+        if kernel is None or not kernel.has_aes or self._n_threads > 1:
+            arithmetic = Direct(self._n_threads)
+            party = Party(
+                index, self._matrices, public.tables, halves, tweak, arithmetic=arithmetic
+            )
+            return partial(inference.run, public, party)
+        if n_tokens not in self._tapes:
+            self._tapes[n_tokens] = inference.record(
+                public, index, self._matrices, n_tokens, kernel
+            )
+        tape = self._tapes[n_tokens]
+        return partial(inference.play, public, tape, tape.load(halves, tweak))
 
     def run(
         self, prepared: Prepared, entry: Protocol[Array], channels: Mapping[str, Channel]
@@ -141,14 +160,13 @@ class Computer:
         Raises:
             PeerError, TransportError: the peer misbehaves or is lost.
         """
-        link = channels[prepared.party.peer]
+        link = channels[prepared.peer]
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
         before = sum(_bytes(one) for one in channels.values())
         share = channel.run(entry, channels)
         asked = sum(_bytes(one) for one in channels.values()) - before
         before, n_before = _bytes(link), link.traffic.n_received_frames
-        protocol = inference.run(self._public, prepared.party, share)
-        answer = channel.run(protocol, channels)
+        answer = channel.run(prepared.start(share), channels)
         return Ran(
             answer=answer,
             n_rounds=link.traffic.n_received_frames - n_before,

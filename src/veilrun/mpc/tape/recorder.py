@@ -1,0 +1,395 @@
+"""The `Arithmetic` of a party that has no values yet: it writes down what is to be done to them.
+
+A gate's `run` and the network go through once, on cells instead of arrays, and each thing they do
+becomes a step of a tape. What a network does follows from shapes alone, never from a value, so
+one tape serves every inference of its length.
+
+Not recorded: look-ups of several inputs, and what `Party.watch_rounding` and `watch_mask` see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, final
+
+from veilrun.mpc import dpf, ring
+from veilrun.mpc.arithmetic import Key
+from veilrun.mpc.dpf import Domain, Rows
+from veilrun.mpc.machines.party import Party
+from veilrun.mpc.native import Kernel, address, contiguous
+from veilrun.mpc.plan import Correlation, Keys, Plan, Shape, packed_bytes
+from veilrun.mpc.shares import Array, Shared, dtype_of
+from veilrun.mpc.tape.cells import Cells, Memory
+from veilrun.mpc.tape.steps import STEP_BYTES, Op, step
+from veilrun.mpc.tape.tape import Result, Tape, Turn
+from veilrun.mpc.weights import Dense, Matrix, Residual
+from veilrun.transport.rounds import Protocol
+
+_MAX_AXES: Final = 4
+
+
+@final
+class Recorder:
+    """kernel: that the tape will run on, with AES. plan: of what is recorded.
+
+    entries: shapes and rings of what it starts from. correlations, entries: as cells.
+    """
+
+    def __init__(self, kernel: Kernel, plan: Plan, entries: Sequence[tuple[Shape, int]]) -> None:
+        self._kernel = kernel
+        self._memory = Memory()
+        self._steps = bytearray()
+        self._fixed: list[object] = []  # what steps point at, beside the memory
+        domains = {one.domain for one in plan.correlations if isinstance(one, Keys)}
+        self._aes_keys = {domain: self._cells((_n_aes_keys(domain), 16), 1) for domain in domains}
+        self._turns: list[Turn] = []
+        self._sent: Cells | None = None
+        self._received: Cells | None = None
+        self.correlations: Any = [self._correlation(one) for one in plan.correlations]
+        self.entries: Any = [self._cells(shape, _item(bits)) for shape, bits in entries]
+
+    def tape(self, party: Party, network: Protocol[Any]) -> Tape:
+        """All that the network does as that party, whose arithmetic this is."""
+        places = [
+            tuple(one.start for one in given) if isinstance(given, tuple) else (given.start,)
+            for given in self.correlations
+        ]
+        entries = tuple(one.start for one in self.entries)
+        results = self._follow(network, party.peer)
+        return Tape(
+            kernel=self._kernel,
+            peer=party.peer,
+            steps=bytes(self._steps),
+            turns=tuple(self._turns),
+            n_bytes=self._memory.n_bytes,
+            correlations=tuple(places),
+            entries=entries,
+            aes_keys={domain: cells.start for domain, cells in self._aes_keys.items()},
+            results=results,
+            flags=tuple((name, flag.bits) for name, flag in party.flags),
+            fixed=tuple(self._fixed),
+        )
+
+    def _follow(self, network: Protocol[Any], peer: str) -> Any:
+        """Go through it, with empty frames; what it returns."""
+        try:
+            round_ = next(network)
+            while True:
+                self._turn(round_.awaited is None or peer in round_.awaited)
+                round_ = network.send({peer: b""})
+        except StopIteration as end:
+            self._turn(False)
+            return end.value
+
+    def _turn(self, is_awaited: bool) -> None:
+        """Steps up to here are done before a frame goes out or is waited for."""
+        n_steps = len(self._steps) // STEP_BYTES
+        sent, received = _span(self._sent), _span(self._received)
+        self._turns.append(Turn(n_steps, received, sent, is_awaited))
+        self._sent = self._received = None
+
+    # --- what steps are written with ---
+
+    def _correlation(self, wanted: Correlation) -> Any:
+        if isinstance(wanted, Keys):
+            n, each = wanted.n_keys, wanted.domain.correction_bytes
+            return self._cells((n, 16), 1), self._cells((n, each), 1)
+        return self._cells(wanted.shape, _item(wanted.bits))
+
+    def _cells(self, shape: Shape, item: int) -> Cells:
+        return Cells.new(self._memory.room(math.prod(shape) * item), shape, item, self._copied)
+
+    def _write(
+        self, op: Op, words: Sequence[int], sizes: Sequence[int], places: Sequence[Cells | int]
+    ) -> None:
+        starts = [one.start if isinstance(one, Cells) else one for one in places]
+        self._steps += step(op, words, sizes, starts)
+
+    def _place(self, array: Array) -> int:
+        """Where an array lies that stays as it is."""
+        array = contiguous(array)
+        self._fixed.append(array)
+        return address(array)
+
+    def _copied(self, a: Cells) -> Cells:
+        out = self._cells(a.shape, a.item)
+        self._copy(a, out)
+        return out
+
+    def _copy(self, a: Cells, out: Cells) -> None:
+        missing = _MAX_AXES - len(a.shape)
+        sizes, zeros = (1,) * missing + a.shape, (0,) * missing
+        strides = (*zeros, *a.strides, *zeros, *out.strides)
+        self._write(Op.COPY, [a.item], sizes, [a, out, *strides])
+
+    def _binary(self, op: Op, a: Any, b: Any, bits: int, out: Cells | None = None) -> Any:
+        left, right = a.dense(), b.repeated(a.shape).dense()
+        out = self._cells(a.shape, a.item) if out is None else out
+        self._write(op, [a.item, bits], [a.size], [left, right, out])
+        return out
+
+    def _unary(self, op: Op, a: Any, by: int, bits: int) -> Any:
+        out = self._cells(a.shape, a.item)
+        self._write(op, [a.item, bits, by], [a.size], [a.dense(), out])
+        return out
+
+    def _shifted(self, a: Any, by: int, bits: int, one: bool, item: int) -> Any:
+        out = self._cells(a.shape, item)
+        self._write(Op.SHRINK, [a.item, item, by, bits, one], [a.size], [a.dense(), out])
+        return out
+
+    def _whole_lanes(self, x: Cells) -> Cells:
+        """Rows of a multiple of four bytes, as products read them; what fills them up meets zeros
+        in the other operand."""
+        if x.item == 4 or x.shape[-1] % 2 == 0:
+            return x.dense()
+        out = self._cells((*x.shape[:-1], x.shape[-1] + 1), x.item)
+        view: Any = out.reshape(-1, out.shape[-1])
+        self._copy(x.reshape(-1, x.shape[-1]), view[:, : x.shape[-1]])
+        return out
+
+    def _keys(self, key: Key, domain: Domain) -> tuple[list[int], list[Any]]:
+        """Words and places of a batch of keys."""
+        party, keys, _ = key
+        words = [
+            self._kernel.features, party, domain.n_bits, domain.out_bits, domain.n_levels,
+            domain.n_blocks, domain.n_payloads,
+        ]  # fmt: skip
+        return words, [self._aes_keys[domain], *keys]
+
+    def _scratch(self, domain: Domain) -> Cells:
+        return self._cells((self._kernel.dpf_scratch_bytes(domain.n_levels),), 1)
+
+    # --- Arithmetic ---
+
+    def add(self, a: Array, b: Array, bits: int) -> Array:
+        added: Array = self._binary(Op.ADD, a, b, bits)
+        return added
+
+    def subtract(self, a: Array, b: Array, bits: int) -> Array:
+        less: Array = self._binary(Op.SUBTRACT, a, b, bits)
+        return less
+
+    def negate(self, a: Array, bits: int) -> Array:
+        negated: Array = self._unary(Op.NEGATE, a, 0, bits)
+        return negated
+
+    def raised(self, a: Array, by: int, bits: int) -> Array:
+        raised: Array = self._unary(Op.RAISE, a, by, bits)
+        return raised
+
+    def sum(self, a: Any, axis: int, bits: int) -> Any:
+        axes = [i for i in range(len(a.shape)) if i != axis % len(a.shape)]
+        n = a.shape[axis]
+        rows = a.transpose(*axes, axis % len(a.shape)).dense()
+        shape = tuple(1 if i not in axes else length for i, length in enumerate(a.shape))
+        out = self._cells(shape, a.item)
+        self._write(Op.SUM, [a.item, bits], [a.size // n, n], [rows, out])
+        return out
+
+    def less_columns(self, a: Any, columns: Sequence[Array | None], bits: int) -> Any:
+        out = self._cells(a.shape, a.item)
+        for number, column in enumerate(columns):
+            matrix, to = a[number], out[number]
+            if column is None:
+                self._copy(matrix, to)
+                continue
+            taken = self._cells(matrix.shape, a.item)
+            for first, end, at, step_ in _runs(column):
+                entry = matrix[first:end, at : at + 1].repeated((end - first, matrix.shape[1]))
+                across, down = matrix.strides[1], matrix.strides[0]
+                diagonal = (down + step_ * across, 0)
+                self._copy(_with_strides(entry, diagonal), taken[first:end])
+            self._binary(Op.SUBTRACT, matrix, taken, bits, to)
+        return out
+
+    def window(self, a: Any, from_bits: int, bits: int) -> Any:
+        return a if from_bits == bits else self._shifted(a, 0, bits, False, _item(bits))
+
+    def shrink(self, a: Any, by: int, bits: int, one: bool) -> Any:
+        return self._shifted(a, by, bits, one, _item(bits))
+
+    def divide(self, x: Any, bits: int, low_bits: int) -> tuple[Any, Any]:
+        flat = x.reshape(-1)
+        upper = self._shifted(flat, low_bits, bits - low_bits, False, 4)
+        return upper, self._shifted(flat, 0, low_bits, False, 4) if low_bits else upper
+
+    def scale(self, a: Any, table: Array, at: Any, bits: int) -> Any:
+        out = self._cells(a.shape, a.item)
+        places = [a.dense(), at, out, self._place(table)]
+        self._write(Op.SCALE, [a.item, bits], [a.size], places)
+        return out
+
+    def join(self, parts: Any, axis: int) -> Any:
+        axis = axis % len(parts[0].shape)
+        shape = list(parts[0].shape)
+        shape[axis] = sum(part.shape[axis] for part in parts)
+        out: Any = self._cells(tuple(shape), parts[0].item)
+        first = 0
+        for part in parts:
+            end = first + part.shape[axis]
+            self._copy(part, out[(*[slice(None)] * axis, slice(first, end))])
+            first = end
+        return out
+
+    def extend(self, x: Any, mask: Any, upper: Any, bits: int, wide: int) -> Any:
+        item, given = _item(wide), [one.dense() for one in (x, mask, *upper)]
+        array, rho, top = (self._cells(x.shape, size) for size in (item, item, 1))
+        words = [x.item, given[2].item, item, bits, wide]
+        self._write(Op.EXTEND, words, [x.size], [*given, array, rho, top])
+        return array, rho, top
+
+    def times(self, x: Any, y: Any, dealt: Any, rings: tuple[int, int], is_first: bool) -> Any:
+        given = [one.dense() for one in (*x, *y, *dealt)]
+        out = self._cells(x[0].shape, x[0].item)
+        words = [given[-1].item, x[0].item, *rings, is_first]
+        self._write(Op.TIMES, words, [y[0].size, x[0].shape[-1]], [*given, out])
+        return out
+
+    def squares(self, x: Any, dealt: Any, rings: tuple[int, int], is_first: bool) -> Any:
+        given = [one.dense() for one in (*x, *dealt)]
+        out = self._cells(dealt[0].shape, x[0].item)
+        words = [given[-1].item, x[0].item, *rings, is_first]
+        self._write(Op.SQUARES, words, [out.size, x[0].shape[-1]], [*given, out])
+        return out
+
+    def add_mapped(self, start: Any, x: Any, matrix: Matrix, bits: int) -> Any:
+        out = self._cells(start.shape, start.item)
+        if isinstance(matrix, Residual):
+            places = [start.dense(), x.dense(), out]
+            fixed = [self._place(one) for one in (matrix.gain, matrix.column)]
+            sizes = [x.size // x.shape[-1], x.shape[-1]]
+            self._write(Op.RESIDUAL, [x.item, bits], sizes, [*places, *fixed])
+            return out
+        if not isinstance(matrix, Dense):
+            raise AssertionError("a party has shares of dense and diagonal maps only")
+        rows, strips = self._whole_lanes(x), matrix.weight.strips
+        sizes = [x.size // x.shape[-1], rows.shape[-1], start.shape[-1], strips.n_strips]
+        places = [rows, out, self._place(strips.data)]
+        self._write(Op.MATMUL, [self._kernel.features, x.item], sizes, places)
+        return self._binary(Op.ADD, start, out, bits)
+
+    def matmul(self, x: Any, y: Any) -> Any:
+        k, m = y.shape[-2:]
+        left, right = self._whole_lanes(x), y.dense()
+        out = self._cells((*x.shape[:-1], m), x.item)
+        scratch = self._cells((ring.strips_bytes(k, m, dtype_of(8 * x.item)),), 1)
+        sizes = [y.size // (k * m), x.shape[-2], k, m]
+        places = [left, right, scratch, out]
+        self._write(Op.MATMUL_BATCH, [self._kernel.features, x.item], sizes, places)
+        return out
+
+    def gather(self, tables: Any, indexes: Any, bits: int) -> Any:
+        out = self._cells(indexes.shape, tables.item)
+        self._write(Op.GATHER, [tables.item], tables.shape, [tables.dense(), indexes, out])
+        return self.window(out, 8 * tables.item, bits)
+
+    def lookup(self, key: Key, indexes: Any, rows: Rows) -> Any:
+        domain, (n_tables, stride) = rows.domain, rows.windows.shape
+        words, places = self._keys(key, domain)
+        out = self._cells((n_tables, indexes.size), domain.dtype.itemsize)
+        self._fixed.append(rows)
+        places += [indexes, self._scratch(domain), out, *rows.addresses]
+        self._write(Op.LOOKUP, words, [indexes.size, n_tables, stride], places)
+        return out
+
+    def interpolate(
+        self, key: Key, opened: Any, bits: int, rows: Rows, low_bits: int
+    ) -> tuple[Any, Any]:
+        if not dpf.has_lines(self._kernel, rows.domain):
+            return self._interpolate(key, opened, bits, rows, low_bits)
+        domain, flat = rows.domain, opened.reshape(-1)
+        words, places = self._keys(key, domain)
+        out, flagged = self._cells(flat.shape, domain.dtype.itemsize), self._cells((), 8)
+        self._fixed.append(rows)
+        quarters = rows.quarters
+        places += [flat, self._scratch(domain), out, flagged, *quarters.addresses]
+        sizes = [flat.size, flat.item, low_bits, quarters.are_narrow]
+        self._write(Op.LINES, words, sizes, places)
+        return out, self._shifted(flagged, 0, domain.out_bits, False, domain.dtype.itemsize)
+
+    def _interpolate(
+        self, key: Key, opened: Any, bits: int, rows: Rows, low_bits: int
+    ) -> tuple[Any, Any]:
+        """The same by a look-up of each of the rows."""
+        key_bits, item = rows.domain.out_bits, rows.domain.dtype.itemsize
+        indexes, _ = self.divide(opened, bits, low_bits)
+        low = self._shifted(opened.reshape(-1), 0, low_bits, False, item)
+        found = self.lookup(key, indexes, rows)
+        risen = self._binary(Op.MULTIPLY, low, found[1], key_bits)
+        values = self.subtract(self.add(found[0], risen, key_bits), found[2], key_bits)
+        if len(found) < 4:
+            return values, found[0][:1].reshape(())  # no guard: nobody reads it
+        return values, self.sum(found[3], 0, key_bits).reshape(())
+
+    def packed(self, values: Sequence[Shared], masks: Any) -> bytes:
+        frame: Any = self._cells((sum(packed_bytes(z.shape, z.bits) for z in values),), 1)
+        first = 0
+        for number, z in enumerate(values):
+            array: Any = z.array
+            words, place = [array.item, z.bits], frame[first:]
+            if masks:
+                places = [array.dense(), masks[number].dense(), place]
+                self._write(Op.PACK_SUM, words, [array.size], places)
+            else:
+                self._write(Op.PACK, words, [array.size], [array.dense(), place])
+            first += packed_bytes(z.shape, z.bits)
+        self._sent = frame
+        return b""
+
+    def opened(self, frame: bytes, values: Sequence[Shared], masks: Any) -> Any:
+        if len(self._steps) // STEP_BYTES != self._turns[-1].end:
+            raise AssertionError("a frame is there before any step that follows its round")
+        received: Any = self._cells((sum(packed_bytes(z.shape, z.bits) for z in values),), 1)
+        self._received = received
+        result, first = [], 0
+        for number, z in enumerate(values):
+            array: Any = z.array
+            n_bytes = packed_bytes(z.shape, z.bits)
+            out = self._cells(array.shape, array.item)
+            words, sizes, part = [array.item, z.bits], [array.size, n_bytes], received[first:]
+            if masks:
+                places = [array.dense(), masks[number].dense(), part, out]
+                self._write(Op.ADD_PACKED, words, sizes, places)
+            else:
+                self._write(Op.UNPACK, words, sizes, [part, out])
+                out = self._binary(Op.ADD, array, out, z.bits)
+            result.append(out)
+            first += n_bytes
+        return result
+
+    def result(self, a: Any, bits: int) -> Any:
+        dense = a.dense()
+        self._fixed.append(dense.room)
+        return Result(dense.start, dense.shape, dense.item, bits)
+
+
+def _n_aes_keys(domain: Domain) -> int:
+    return 1 + domain.n_blocks * domain.n_payloads
+
+
+def _item(bits: int) -> int:
+    return dtype_of(bits).itemsize
+
+
+def _span(frame: Cells | None) -> tuple[int, int] | None:
+    return None if frame is None else (frame.start, frame.size)
+
+
+def _with_strides(cells: Cells, strides: Shape) -> Cells:
+    return Cells(cells.room, cells.start, cells.shape, strides, cells.item, cells.copied)
+
+
+def _runs(column: Array) -> list[tuple[int, int, int, int]]:
+    """Runs of rows whose columns rise evenly: first, end, column of the first, rise per row."""
+    runs: list[tuple[int, int, int, int]] = []
+    first, n = 0, len(column)
+    while first < n:
+        end = first + 1
+        rise = int(column[end] - column[first]) if end < n else 0
+        while end < n and column[end] - column[end - 1] == rise:
+            end += 1
+        runs.append((first, end, int(column[first]), rise))
+        first = end
+    return runs

@@ -1,0 +1,146 @@
+"""A recorded network: what to do before and after each frame, for any inference of its length.
+
+Invariant: what is done, and where, does not depend on a value; so neither does the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from veilrun.errors import DecodeError
+from veilrun.mpc import dpf, native
+from veilrun.mpc.arithmetic import Keys, check_length
+from veilrun.mpc.dpf import Domain
+from veilrun.mpc.plan import Shape
+from veilrun.mpc.shares import Array, dtype_of, signed
+from veilrun.transport.rounds import Protocol, Round
+
+Memory = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is done between two rounds, and the frame after it. Spans are (start, n_bytes).
+
+    end: of its steps. received: where the frame before goes. sent: the frame that it leaves.
+    is_awaited: whether the peer sends one then.
+    """
+
+    end: int
+    received: tuple[int, int] | None
+    sent: tuple[int, int] | None
+    is_awaited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A revealed value: where it lies, in elements of `item` bytes, and its ring."""
+
+    start: int
+    shape: Shape
+    item: int
+    bits: int
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Tape:
+    """n_bytes: of the memory. correlations, entries, aes_keys: where they go in it. results: what
+    is revealed to this party. flags: tables with guards, and their counts' rings. fixed: what
+    steps point at, kept alive.
+    """
+
+    kernel: native.Kernel
+    peer: str
+    steps: bytes
+    turns: tuple[Turn, ...]
+    n_bytes: int
+    correlations: tuple[tuple[int, ...], ...]
+    entries: tuple[int, ...]
+    aes_keys: Mapping[Domain, int]
+    results: tuple[Result, ...] | None
+    flags: tuple[tuple[str, int], ...]
+    fixed: object
+    _spare: list[Memory] = field(default_factory=list)
+
+    def load(self, correlations: Sequence[Array | Keys], tweak: bytes) -> Loaded:
+        """The material of one inference, in its places."""
+        memory = self._spare.pop() if self._spare else native.aligned(self.n_bytes)
+        for places, one in zip(self.correlations, correlations, strict=True):
+            parts = one if isinstance(one, tuple) else (one,)
+            for start, part in zip(places, parts, strict=True):
+                _put(memory, start, part)
+        for domain, start in self.aes_keys.items():
+            _put(memory, start, np.frombuffer(dpf.aes_keys(tweak, domain), np.uint8))
+        return Loaded(self, memory)
+
+    def keep(self, memory: Memory) -> None:
+        """For the next inference."""
+        self._spare.append(memory)
+
+
+@final
+class Loaded:
+    """One inference of a tape, to be run once."""
+
+    def __init__(self, tape: Tape, memory: Memory) -> None:
+        self._tape = tape
+        self._memory = memory
+
+    def __repr__(self) -> str:
+        return "Loaded(secret)"
+
+    def run(self, *entries: Array) -> Protocol[tuple[Array, ...] | None]:
+        """The party's rounds. entries: its shares. Returns what it is told, as signed int64.
+
+        Raises:
+            DecodeError: a frame is not what the peer sends there.
+        """
+        tape, memory = self._tape, self._memory
+        for start, entry in zip(tape.entries, entries, strict=True):
+            _put(memory, start, entry)
+        frame, first = b"", 0
+        for turn in tape.turns:
+            self._advance(turn, frame, first)
+            first = turn.end
+            if turn.sent is None and not turn.is_awaited:
+                continue
+            outgoing = {} if turn.sent is None else {tape.peer: _bytes(memory, turn.sent)}
+            awaited = frozenset({tape.peer}) if turn.is_awaited else frozenset()
+            both_ways = bool(outgoing) and turn.is_awaited
+            inbox = yield Round(outgoing, None if both_ways else awaited)
+            frame = inbox.get(tape.peer, b"")
+        results = None if tape.results is None else tuple(map(self._read, tape.results))
+        tape.keep(memory)
+        return results
+
+    def _advance(self, turn: Turn, frame: bytes, first: int) -> None:
+        start, n_bytes = turn.received or (0, 0)
+        check_length(frame, n_bytes)
+        self._memory[start : start + n_bytes] = np.frombuffer(frame, np.uint8)
+        steps = np.frombuffer(self._tape.steps, np.uint8)
+        library = self._tape.kernel.library
+        at = native.address(self._memory), native.address(steps)
+        if not library.veilrun_run(*at, first, turn.end):
+            raise DecodeError("the padding of packed values is not zero")
+
+    def _read(self, result: Result) -> Array:
+        end = result.start + math.prod(result.shape) * result.item
+        words = self._memory[result.start : end].view(dtype_of(8 * result.item))
+        return signed(words.reshape(result.shape), result.bits)
+
+
+def _put(memory: Memory, start: int, array: Array) -> None:
+    raw = native.contiguous(array).reshape(-1).view(np.uint8)
+    memory[start : start + raw.size] = raw
+
+
+def _bytes(memory: Memory, span: tuple[int, int]) -> bytes:
+    start, n_bytes = span
+    return memory[start : start + n_bytes].tobytes()

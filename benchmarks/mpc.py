@@ -11,6 +11,9 @@ Ours is `veilrun.mpc.bench.measure`: three processes over TLS. Its material is d
 is in use; that time is reported apart, and once added to the ratios. CrypTen's own offline phase
 is left out by its script, and SPU's ABY3 has none.
 
+Both profiles run on the same random weights. Work, bytes and rounds follow from the shape alone;
+but `w1a4` answers only for networks that were trained for it, so errors are reported of `w16a8`.
+
 One JSON line per result on standard output; the table goes to standard error, and two charts into
 the folder of `--plots`.
 """
@@ -25,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from mpc_results import Found, add_ours, add_peer, add_plans, draw
+from mpc_results import OURS, Found, add_ours, add_peer, add_plans, add_ratio, draw
 from peers import PEERS, environment, run_peer, script
 from report import Report
 from rich.console import Console
@@ -60,16 +63,15 @@ def main() -> None:
     found = Found()
     with tempfile.TemporaryDirectory(prefix="veilrun-bench-") as folder:
         if {"ours", "error"} & set(options.only):
-            model, integers = _model(shape, options.tokens)
-            files.save(integers, b"{}", Path(folder) / "model")
-            if "error" in options.only:
-                _add_errors(report, model, integers, options.tokens)
-            del model, integers
-        _take_turns(found, _contenders(options, shape, Path(folder) / "model", found, report))
+            _prepare(options, shape, Path(folder), report)
+        _take_turns(found, _contenders(options, shape, Path(folder), found, report))
     for n_tokens in options.tokens:
-        add_ours(report, shape, n_tokens, found.ours[n_tokens], options.threads)
+        for profile in OURS:
+            add_ours(report, shape, profile, n_tokens, found, options.threads)
         for name in PEERS:
-            add_peer(report, shape, name, found.peers[name, n_tokens], found.ours[n_tokens])
+            add_peer(report, name, n_tokens, found)
+            for profile in OURS:
+                add_ratio(report, shape, profile, name, n_tokens, found)
     if "plan" in options.only:
         add_plans(report)
     if any(found.ours.values()):
@@ -112,13 +114,13 @@ def _contenders(
     turn: list[tuple[str, Callable[[], None]]] = []
     peers = [name for name in PEERS if "peers" in options.only and _is_there(name, options, report)]
     for n_tokens in options.tokens:
-        if "ours" in options.only:
+        for profile in OURS if "ours" in options.only else ():
 
-            def ours(n_tokens: int = n_tokens) -> None:
-                runs = measure(folder, n_tokens, options.repeats, n_threads=options.threads)
-                found.ours[n_tokens] += runs
+            def ours(name: str = profile.name, n_tokens: int = n_tokens) -> None:
+                runs = measure(folder / name, n_tokens, options.repeats, n_threads=options.threads)
+                found.ours[name, n_tokens] += runs
 
-            turn.append((f"ours, {n_tokens} tokens", ours))
+            turn.append((f"ours in {profile.name}, {n_tokens} tokens", ours))
         for name in peers:
 
             def peer(name: str = name, n_tokens: int = n_tokens) -> None:
@@ -155,16 +157,23 @@ def _take_turns(found: Found, turns: Sequence[tuple[str, Callable[[], None]]]) -
             progress.advance(bar)
 
 
-def _model(shape: Architecture, lengths: Sequence[int]) -> tuple[FloatModel, QuantisedModel]:
-    """Random weights as the peers' scripts have them, and their integers."""
+def _prepare(
+    options: argparse.Namespace, shape: Architecture, folder: Path, report: Report
+) -> None:
+    """Random weights as the peers' scripts have them: a folder for each profile, and the errors."""
     model = random_model(shape, seed=0)
     random = np.random.default_rng(0)
     texts = [
         random.integers(0, shape.n_vocab, n_tokens).tolist()
-        for n_tokens in lengths
+        for n_tokens in options.tokens
         for _ in range(max(8, N_CALIBRATION // n_tokens))
     ]
-    return model, quantise(model, calibrate(model, texts), W16A8, embedding=CLIENT_EMBEDDING)
+    ranges = calibrate(model, texts)
+    for profile in OURS:
+        integers = quantise(model, ranges, profile, embedding=CLIENT_EMBEDDING)
+        files.save(integers, b"{}", folder / profile.name)
+        if "error" in options.only and profile is W16A8:
+            _add_errors(report, model, integers, options.tokens)
 
 
 def _add_errors(

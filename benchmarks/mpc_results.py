@@ -22,6 +22,7 @@ from veilrun.mpc.profile import W1A4, W16A8, Profile
 
 ONLINE_S: Final = {8: 0.15, 32: 0.5, 128: 2.0}
 DEALING_S: Final = {8: 3.0}
+OURS: Final = (W16A8, W1A4)
 FASTER: Final = {("crypten", 8): 200, ("spu", 8): 100}
 TOTAL_MB: Final = {("w16a8", 8): 12.5, ("w16a8", 128): 16.5, ("w1a4", 8): 5.0, ("w1a4", 128): 5.0}
 ONLINE_MB, LAYER_ROUNDS = 1.5, 15
@@ -29,24 +30,32 @@ ONLINE_MB, LAYER_ROUNDS = 1.5, 15
 
 @dataclass
 class Found:
-    """All runs, by number of tokens, and by peer."""
+    """All runs, by profile or peer, and by number of tokens."""
 
-    ours: dict[int, list[Measurement]] = field(default_factory=lambda: defaultdict(list))
+    ours: dict[tuple[str, int], list[Measurement]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     peers: dict[tuple[str, int], list[PeerResult]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
 
 def add_ours(
-    report: Report, shape: Architecture, n_tokens: int, runs: Sequence[Measurement], n_threads: int
+    report: Report,
+    shape: Architecture,
+    profile: Profile,
+    n_tokens: int,
+    found: Found,
+    n_threads: int,
 ) -> None:
     """What ours took for one length: seconds, dealing, bytes and rounds, and a network's time."""
+    runs = found.ours[profile.name, n_tokens]
     if not runs:
         return
-    said = cost.predict(cost.shape_only(shape, W16A8, CLIENT_EMBEDDING), n_tokens)
+    said = cost.predict(cost.shape_only(shape, profile, CLIENT_EMBEDDING), n_tokens)
     for run in runs:
         _check(run, said)
-    place = {"n_tokens": n_tokens, "n_layers": shape.n_layers}
+    place = {"profile": profile.name, "n_tokens": n_tokens, "n_layers": shape.n_layers}
     kernel = "numpy" if native.KERNEL is None else native.KERNEL.features.name
     seconds = {
         name: spread([getattr(run, name) for run in runs])
@@ -58,27 +67,29 @@ def add_ours(
     report.add(
         "mpc-online",
         place | {"n_runs": len(runs), "n_threads": n_threads, "kernel": kernel} | seconds,
-        f"{n_tokens} tokens: {wall:.3f} s ({least:.3f} to {most:.3f}), CPU {p1:.3f} + {p2:.3f} s",
+        f"{profile.name}, {n_tokens} tokens: {wall:.3f} s ({least:.3f} to {most:.3f}), "
+        f"CPU {p1:.3f} + {p2:.3f} s",
         _want("<= {} s", ONLINE_S.get(n_tokens), shape),
     )
     deal, deal_cpu = seconds["deal_s"]["median"], seconds["deal_cpu_s"]["median"]
     report.add(
         "mpc-dealing",
         place | {"deal_s": seconds["deal_s"], "deal_cpu_s": seconds["deal_cpu_s"]},
-        f"{n_tokens} tokens: {deal:.2f} s ahead, CPU {deal_cpu:.2f} s; prepared in "
+        f"{profile.name}, {n_tokens} tokens: {deal:.2f} s ahead, CPU {deal_cpu:.2f} s; prepared in "
         f"{seconds['prepare_s']['median']:.3f} s",
         _want("<= {} s", DEALING_S.get(n_tokens), shape),
     )
-    _add_traffic(report, shape, said)
-    _add_networks(report, said, n_threads)
+    _add_traffic(report, shape, profile, said)
+    _add_networks(report, profile, said, n_threads)
 
 
-def _add_traffic(report: Report, shape: Architecture, said: Prediction) -> None:
+def _add_traffic(report: Report, shape: Architecture, profile: Profile, said: Prediction) -> None:
     """Bytes and rounds, predicted, which were found to be those measured."""
     n_tokens = said.n_tokens
-    deeper = cost.shape_only(replace(shape, n_layers=shape.n_layers + 1), W16A8, CLIENT_EMBEDDING)
+    deeper = cost.shape_only(replace(shape, n_layers=shape.n_layers + 1), profile, CLIENT_EMBEDDING)
     layer_rounds = cost.predict(deeper, n_tokens).n_online_rounds - said.n_online_rounds
     facts = {
+        "profile": profile.name,
         "n_tokens": n_tokens,
         "n_layers": shape.n_layers,
         "is_as_predicted": True,
@@ -91,14 +102,14 @@ def _add_traffic(report: Report, shape: Architecture, said: Prediction) -> None:
     report.add(
         "mpc-traffic",
         facts,
-        f"{n_tokens} tokens: {offline:.2f} MB/token offline, {online:.2f} online, "
+        f"{profile.name}, {n_tokens} tokens: {offline:.2f} MB/token offline, {online:.2f} online, "
         f"{said.n_online_rounds} rounds, {layer_rounds} a layer: as predicted, to the byte",
         _want(f"online <= {ONLINE_MB} MB, <= {{}} a layer", LAYER_ROUNDS, shape),
     )
 
 
-def _add_networks(report: Report, said: Prediction, n_threads: int) -> None:
-    speed = cost.measure(said.n_tokens, W16A8, n_threads)
+def _add_networks(report: Report, profile: Profile, said: Prediction, n_threads: int) -> None:
+    speed = cost.measure(said.n_tokens, profile, n_threads)
     times = {name: cost.seconds(said, link, speed) for name, link in cost.NETWORKS.items()}
     facts = {name: asdict(one) | {"answer": one.answer} for name, one in times.items()}
     words = (
@@ -107,19 +118,14 @@ def _add_networks(report: Report, said: Prediction, n_threads: int) -> None:
     )
     report.add(
         "mpc-network-prediction",
-        {"n_tokens": said.n_tokens, "is_estimate": True, **facts},
-        f"{said.n_tokens} tokens, predicted, not measured: {', '.join(words)}",
+        {"profile": profile.name, "n_tokens": said.n_tokens, "is_estimate": True, **facts},
+        f"{profile.name}, {said.n_tokens} tokens, predicted, not measured: {', '.join(words)}",
     )
 
 
-def add_peer(
-    report: Report,
-    shape: Architecture,
-    name: str,
-    runs: Sequence[PeerResult],
-    ours: Sequence[Measurement],
-) -> None:
-    """A peer, and how many times ours goes into it; only of the same work."""
+def add_peer(report: Report, name: str, n_tokens: int, found: Found) -> None:
+    """What a peer took for one length."""
+    runs = found.peers[name, n_tokens]
     if not runs:
         return
     first = runs[0]
@@ -133,14 +139,25 @@ def add_peer(
         f"{wall['median']:.2f} s, CPU {cpu['median']:.2f} s, {per_token:.1f} MB/token, "
         f"{first.rounds} rounds, error {first.max_abs_err:.3f}",
     )
-    if not ours:
+
+
+def add_ratio(
+    report: Report, shape: Architecture, profile: Profile, name: str, n_tokens: int, found: Found
+) -> None:
+    """How many times ours goes into a peer."""
+    runs, ours = found.peers[name, n_tokens], found.ours[profile.name, n_tokens]
+    if not runs or not ours:
         return
+    first = runs[0]
+    wall, cpu = (
+        statistics.median(getattr(run, what) for run in runs) for what in ("wall_s", "cpu_s")
+    )
     online, ours_cpu, dealing, dealing_cpu = _ours_s(ours)
     ratios = {
-        "wall": wall["median"] / online,
-        "cpu": cpu["median"] / ours_cpu,
-        "wall_with_dealing": wall["median"] / (online + dealing),
-        "cpu_with_dealing": cpu["median"] / (ours_cpu + dealing_cpu),
+        "wall": wall / online,
+        "cpu": cpu / ours_cpu,
+        "wall_with_dealing": wall / (online + dealing),
+        "cpu_with_dealing": cpu / (ours_cpu + dealing_cpu),
     }
     is_same = first.layers == shape.n_layers
     work = "the same work" if is_same else f"its {_layers(first.layers)} over our {shape.n_layers}"
@@ -148,15 +165,16 @@ def add_peer(
     report.add(
         "mpc-over-peer",
         {
+            "profile": profile.name,
             "peer": first.peer,
             "n_tokens": first.tokens,
             "n_layers": {"peer": first.layers, "ours": shape.n_layers},
             "is_same_work": is_same,
             "ratios": {what: round(ratio, 2) for what, ratio in ratios.items()},
         },
-        f"{first.peer}, {first.tokens} tokens, {work}: {ratios['wall']:.1f}x the time, "
-        f"{ratios['cpu']:.1f}x the CPU (with our dealing {ratios['wall_with_dealing']:.1f}x, "
-        f"{ratios['cpu_with_dealing']:.1f}x)",
+        f"{first.peer} over {profile.name}, {first.tokens} tokens, {work}: "
+        f"{ratios['wall']:.1f}x the time, {ratios['cpu']:.1f}x the CPU (with our dealing "
+        f"{ratios['wall_with_dealing']:.1f}x, {ratios['cpu_with_dealing']:.1f}x)",
         _want(">= {}x the time", wanted, shape),
     )
 
@@ -186,12 +204,13 @@ def draw(folder: Path, shape: Architecture, lengths: Sequence[int], found: Found
     speed, traffic = [], []
     for n_tokens in lengths:
         seconds, megabytes = [], []
-        if found.ours[n_tokens]:
-            online = _ours_s(found.ours[n_tokens])[0]
-            seconds.append(Bar("veilrun", online, f"{online:.3g} s"))
+        for profile in OURS:
+            if runs := found.ours[profile.name, n_tokens]:
+                online = _ours_s(runs)[0]
+                seconds.append(Bar(f"veilrun, {profile.name}", online, f"{online:.3g} s"))
         for what, n_bytes in _phases(_plan(BERT_BASE, W16A8, n_tokens)):
             each = n_bytes / n_tokens / 1e6
-            megabytes.append(Bar(f"veilrun, {what}", each, f"{each:.2g} MB"))
+            megabytes.append(Bar(f"veilrun w16a8, {what}", each, f"{each:.2g} MB"))
         for name in PEERS:
             for one, wall in _medians(found.peers[name, n_tokens]):
                 note = "" if one.layers == shape.n_layers else f", {_layers(one.layers)} only"

@@ -103,11 +103,17 @@ class Loaded:
             DecodeError: a frame is not what the peer sends there.
         """
         tape, memory = self._tape, self._memory
+        steps = np.frombuffer(tape.steps, np.uint8)
+        at = native.address(memory), native.address(steps)
         for start, entry in zip(tape.entries, entries, strict=True):
             _put(memory, start, entry)
         frame, first = b"", 0
         for turn in tape.turns:
-            self._advance(turn, frame, first)
+            start, n_bytes = turn.received or (0, 0)
+            check_length(frame, n_bytes)
+            memory[start : start + n_bytes] = np.frombuffer(frame, np.uint8)
+            if not tape.kernel.library.veilrun_run(*at, first, turn.end):
+                raise DecodeError("the padding of packed values is not zero")
             first = turn.end
             if turn.sent is None and not turn.is_awaited:
                 continue
@@ -119,16 +125,6 @@ class Loaded:
         results = None if tape.results is None else tuple(map(self._read, tape.results))
         tape.keep(memory)
         return results
-
-    def _advance(self, turn: Turn, frame: bytes, first: int) -> None:
-        start, n_bytes = turn.received or (0, 0)
-        check_length(frame, n_bytes)
-        self._memory[start : start + n_bytes] = np.frombuffer(frame, np.uint8)
-        steps = np.frombuffer(self._tape.steps, np.uint8)
-        library = self._tape.kernel.library
-        at = native.address(self._memory), native.address(steps)
-        if not library.veilrun_run(*at, first, turn.end):
-            raise DecodeError("the padding of packed values is not zero")
 
     def _read(self, result: Result) -> Array:
         end = result.start + math.prod(result.shape) * result.item

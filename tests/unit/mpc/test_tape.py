@@ -23,6 +23,7 @@ from veilrun.mpc.operations import FIRST, NO_ANCHOR, PREVIOUS, Operations
 from veilrun.mpc.plan import packed_bytes
 from veilrun.mpc.prg import Stream
 from veilrun.mpc.shares import Shared, wrap
+from veilrun.mpc.tables import StepTable
 from veilrun.mpc.tape.cells import Cells, Memory
 from veilrun.mpc.tape.recorder import Recorder
 from veilrun.mpc.tape.steps import Op
@@ -143,6 +144,21 @@ def test_products_of_odd_widths_come_from_a_tape_too(bits: int, k: int) -> None:
     ran = mpc_rig.run(piece, [(value, bits)], whole, bits=bits)
     half = 1 << (bits - 1)
     np.testing.assert_array_equal(ran.revealed[0], (value @ weight + half) % (2 * half) - half)
+
+
+@pytest.mark.parametrize("n", [3, 8])
+def test_what_a_table_gives_fills_its_ring(n: int) -> None:
+    """Of 3 bits a one-time table, of 8 one by keys."""
+
+    def piece(ops: Operations, z: Shared) -> Protocol[Any]:
+        (x,) = yield from ops.open(z)
+        return (yield from ops.reveal(ops.shrink(ops.lookup("t", x), 4)))
+
+    table = StepTable(np.random.default_rng(n).integers(0, 2**12, 2**n).astype(np.uint16), 12)
+    assert table.by_keys == (n == 8)
+    every = np.arange(-(2 ** (n - 1)), 2 ** (n - 1))
+    ran = mpc_rig.run(piece, [(every, n)], mpc_rig.Whole(tables={"t": table}))
+    np.testing.assert_array_equal(ran.revealed[0], ran.twin[0])
 
 
 def loaded(shape: tuple[int, int], bits: int) -> tuple[Loaded, np.ndarray]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from mpc_rig import leave_rubbish
+from mpc_rig import rubbish
 
 from veilrun.mpc import embedding, inference, native, ring
 from veilrun.mpc.inference import Answer
@@ -116,7 +116,7 @@ def run(model: QuantisedModel, ids: Sequence[int], serial: int = 1) -> Ran:
     parties = []
     shares = weight_shares(model)
     dealt = [
-        halves(plan, index, Stream(KEYS[index], "inference", serial), bytes(sinks[index]))
+        list(halves(plan, index, Stream(KEYS[index], "inference", serial), bytes(sinks[index])))
         for index in range(2)
     ]
     for index in range(2):
@@ -145,8 +145,8 @@ def run(model: QuantisedModel, ids: Sequence[int], serial: int = 1) -> Ran:
         taped = {}
         for index, name in enumerate(PARTIES):
             tape = inference.record(public, index, shares[index], len(ids), native.KERNEL)
-            leave_rubbish(tape)
-            loaded = tape.load(dealt[index], tweak)
+            with rubbish():
+                loaded = tape.load(dealt[index], tweak)
             taped[name] = inference.play(public, tape, loaded, entries[index])
         again, _ = simulate(taped)
         assert again["P1"].flagged == results["P1"].flagged

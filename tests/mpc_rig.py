@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import unittest.mock
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +23,6 @@ from veilrun.mpc.prg import Stream
 from veilrun.mpc.shares import Shared, dtype_of, wrap
 from veilrun.mpc.tables import Table
 from veilrun.mpc.tape.recorder import Recorder
-from veilrun.mpc.tape.tape import Tape
 from veilrun.mpc.weights import Dense, Exact
 from veilrun.transport.connection import Frame
 from veilrun.transport.rounds import Cost, Protocol, simulate
@@ -85,7 +86,7 @@ def run(
     parties = _parties(entries, whole, plan, dealt, bits, serial, seed, rounding)
     frames: list[Frame] = []
 
-    def halves_of(index: int) -> list[Any]:
+    def halves_of(index: int) -> Iterator[Any]:
         return halves(plan, index, Stream(KEYS[index], "inference", serial), dealt[index])
 
     protocols = {
@@ -135,7 +136,7 @@ def _from_tape(
     party: Party,
     starts: list[Shared],
     plan: Plan,
-    correlations: list[Any],
+    correlations: Iterator[Any],
     kernel: Kernel,
 ) -> Protocol[Any]:
     recorder = Recorder(kernel, plan, [(start.shape, start.bits) for start in starts])
@@ -145,15 +146,23 @@ def _from_tape(
     )  # fmt: skip
     cells = [Shared(one, z.bits) for one, z in zip(recorder.entries, starts, strict=True)]
     tape = recorder.tape(recording, piece(Operations(recording), *cells))
-    leave_rubbish(tape)
-    return tape.load(correlations, TWEAK).run(*(start.array for start in starts))
+    with rubbish():
+        inference = tape.load(correlations, TWEAK)
+    return inference.run(*(start.array for start in starts))
 
 
-def leave_rubbish(tape: Tape) -> None:
-    """As an inference before does: nothing may depend on it."""
-    memory = native.aligned(tape.n_bytes)
-    memory[:] = np.random.default_rng(0).integers(0, 256, tape.n_bytes, dtype=np.uint8)
-    tape.keep(memory)
+@contextlib.contextmanager
+def rubbish() -> Iterator[None]:
+    """New memory is full of it, as it may be: nothing may depend on it."""
+    real = native.aligned
+
+    def full(n_bytes: int) -> np.ndarray:
+        memory = real(n_bytes)
+        memory[:] = np.random.default_rng(0).integers(0, 256, n_bytes, dtype=np.uint8)
+        return memory
+
+    with unittest.mock.patch.object(native, "aligned", full):
+        yield
 
 
 def trace(piece: Piece, entries: Entries, whole: Whole | None = None) -> Plan:

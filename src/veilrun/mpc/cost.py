@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 
 from veilrun.errors import UsageError
-from veilrun.mpc import dpf, embedding, inference, ring
+from veilrun.mpc import dpf, elementwise, embedding, inference, ring
 from veilrun.mpc.dpf import Domain
 from veilrun.mpc.model.architecture import Architecture
 from veilrun.mpc.model.public import is_diagonal, matrix_shapes, table_forms
@@ -32,6 +32,7 @@ from veilrun.mpc.model.quantise import neuron_groups
 from veilrun.mpc.model.quantised import SECRET_EMBEDDING, PublicModel
 from veilrun.mpc.operations import NO_ANCHOR
 from veilrun.mpc.plan import Keys, Plan, Share
+from veilrun.mpc.prg import KEY_BYTES, Stream
 from veilrun.mpc.profile import Profile
 from veilrun.mpc.shares import Array, dtype_of, wrap
 from veilrun.transport.memory import LAN, WAN, Link
@@ -58,8 +59,10 @@ _PROBE_S: Final = 0.05
 _PROBE_SHAPE: Final = (2048, 4096)  # more than caches hold, as a model's matrices are
 _PROBE_KEYS: Final = 2048
 _PROBE_VALUES: Final = 1 << 16
-_OPENINGS_PER_ROUND: Final = 20
-"""What the fixed cost of a round's calls comes to, in openings of a single value; measured."""
+_OPENINGS_PER_ROUND: Final = 6
+_DEALINGS_PER_ROUND: Final = 40
+"""What the fixed cost of a round's calls comes to, online in openings of a single value, for the
+dealer in dealings of one; measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +135,17 @@ class Prediction:
 @dataclass(frozen=True, slots=True)
 class Speed:
     """What one machine does in a second: multiplications mod 2^32 or 2^16 with accumulation,
-    hashes of point functions, openings of values, keys dealt, rounds with next to no values.
+    hashes of point functions, openings of values, rounds with next to no values; and dealt: keys,
+    values, and rounds of them.
     """
 
     macs: float
     hashes: float
     values: float
-    keys: float
     rounds: float
+    dealt_keys: float
+    dealt_values: float
+    dealt_rounds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +200,9 @@ def seconds(prediction: Prediction, link: Link, speed: Speed) -> Seconds:
     p, work = prediction, prediction.work
     dealing = (
         work.n_dealt_macs / speed.macs
-        + work.n_keys / speed.keys
-        + work.n_dealt_values / speed.values
-        + p.n_online_rounds / speed.rounds
+        + work.n_keys / speed.dealt_keys
+        + work.n_dealt_values / speed.dealt_values
+        + p.n_online_rounds / speed.dealt_rounds
     )
     looking_up = work.n_embedding_macs / speed.macs + work.n_embedding_hashes / speed.hashes
     computing = (
@@ -238,11 +244,11 @@ def measure(n_tokens: int, profile: Profile, n_threads: int = 1) -> Speed:
     dtype = dtype_of(profile.rings.linear)
     rows = random.integers(0, 256, (n_tokens, _PROBE_SHAPE[0])).astype(dtype)
     matrix = ring.pack(random.integers(0, 256, _PROBE_SHAPE, dtype))
-    domain = Domain(profile.functions.exp.index_bits, 8 * dtype.itemsize)
+    domain = Domain(profile.functions.gelu.index_bits, 8 * dtype.itemsize, n_payloads=2)
     points = np.zeros(_PROBE_KEYS, np.uint32)
     seeds = random.integers(0, 256, (2, _PROBE_KEYS, 16)).astype(np.uint8)
     payloads = np.ones((domain.n_payloads, _PROBE_KEYS), domain.dtype)
-    unrolled = dpf.unroll(np.zeros((2, domain.size), domain.dtype), domain)
+    lines = dpf.unroll(np.zeros((3, domain.size), domain.dtype), domain, (0, 0, 1))
     tweak = bytes(16)
 
     def deal() -> Array:
@@ -250,30 +256,35 @@ def measure(n_tokens: int, profile: Profile, n_threads: int = 1) -> Speed:
 
     corrections = deal()
 
-    def look_up() -> Array:
-        return dpf.lookup(
-            0, seeds[0], corrections, points, unrolled, domain, tweak, n_threads=n_threads
+    def look_up() -> object:
+        return dpf.interpolate(
+            0, seeds[0], corrections, points, lines, 0, tweak, n_threads=n_threads
         )
 
-    hidden = profile.rings.hidden
+    hidden, stream = profile.rings.hidden, Stream(bytes(KEY_BYTES), "probe")
     values = random.integers(0, 1 << hidden, _PROBE_VALUES).astype(dtype_of(hidden))
+    one = values[:1]
     n_macs = n_tokens * math.prod(_PROBE_SHAPE)
     return Speed(
         macs=n_macs / _seconds_of(lambda: ring.matmul(rows, matrix, n_threads=n_threads)),
         hashes=_PROBE_KEYS * _hashes(domain) / _seconds_of(look_up),
         values=_PROBE_VALUES / _seconds_of(lambda: _open(values, hidden)),
-        keys=_PROBE_KEYS / _seconds_of(deal),
-        rounds=1 / (_OPENINGS_PER_ROUND * _seconds_of(lambda: _open(values[:1], hidden))),
+        rounds=1 / (_OPENINGS_PER_ROUND * _seconds_of(lambda: _open(one, hidden))),
+        dealt_keys=_PROBE_KEYS / _seconds_of(deal),
+        dealt_values=_PROBE_VALUES / _seconds_of(lambda: _deal(stream, values, hidden)),
+        dealt_rounds=1 / (_DEALINGS_PER_ROUND * _seconds_of(lambda: _deal(stream, one, hidden))),
     )
 
 
 def _open(values: Array, bits: int) -> None:
     """What a party does about one value between two rounds, roughly."""
-    masked = wrap(values + values, bits)
-    packed = ring.pack_bits(masked, bits)
-    theirs = ring.unpack_bits(packed, bits, values.size, values.dtype)
-    total = wrap(masked + theirs, bits).astype(np.uint64)
-    (total * total - total * total) >> np.uint64(bits)
+    opened = ring.add_packed(values, values, ring.pack_sum(values, values, bits), bits)
+    elementwise.shrink(opened, 1, bits - 1, True)
+
+
+def _deal(stream: Stream, values: Array, bits: int) -> None:
+    """What the dealer does about one value: it draws one half and packs the other."""
+    ring.pack_bits(wrap(values - stream.uniform(values.shape, bits), bits), bits)
 
 
 def _seconds_of(job: Callable[[], object]) -> float:
@@ -306,7 +317,7 @@ def _work(public: PublicModel, plan: Plan, n_tokens: int) -> Work:
         n_values=sum(values),
         n_dealt_macs=dense + attention,
         n_keys=sum(one.n_keys for one in keys),
-        n_dealt_values=2 * (sum(values) + sum(dealt)),  # both halves are drawn
+        n_dealt_values=2 * sum(values) + sum(dealt),  # of masks both halves are drawn
         n_embedding_macs=n_tokens * a.n_vocab * a.hidden if is_secret else 0,
         n_embedding_hashes=n_tokens * _hashes(embedding.domain_of(a.n_vocab, bits))
         if is_secret

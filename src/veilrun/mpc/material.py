@@ -7,6 +7,8 @@ it is taken apart before the inference begins, so that online nothing is left bu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from veilrun.errors import DecodeError
@@ -17,17 +19,19 @@ from veilrun.mpc.prg import Stream
 from veilrun.mpc.shares import Array, dtype_of
 
 
-def halves(plan: Plan, index: int, stream: Stream, dealt: bytes | memoryview) -> list[Array | Keys]:
-    """What party `index` (0 or 1) takes, in order.
+def halves(
+    plan: Plan, index: int, stream: Stream, dealt: bytes | memoryview
+) -> Iterator[Array | Keys]:
+    """What party `index` (0 or 1) takes, in order; of use only when all of it was read.
 
     Raises:
         DecodeError: `dealt` is not what the dealer sends for this plan.
     """
     reader = _Reader(memoryview(dealt), index, stream)
-    result = [reader.take(correlation) for correlation in plan.correlations]
+    for correlation in plan.correlations:
+        yield reader.take(correlation)
     if reader.n_left:
         raise DecodeError(f"material with {reader.n_left} bytes too many for this inference")
-    return result
 
 
 class _Reader:

@@ -197,6 +197,14 @@ def test_a_frame_that_no_peer_sends_is_refused() -> None:
 
 
 @needs_kernel
+def test_material_is_for_one_run() -> None:
+    inference, entry = loaded((3, 5), 12)
+    next(inference.run(entry))
+    with pytest.raises(AssertionError, match="one run"):
+        next(inference.run(entry))
+
+
+@needs_kernel
 def test_a_loaded_tape_does_not_say_what_is_in_it() -> None:
     inference, _ = loaded((3, 5), 12)
     assert repr(inference) == "Loaded(secret)"

@@ -12,7 +12,7 @@ Invariant: no opening leaves a party before the peer's hello was checked and the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import final
@@ -135,7 +135,7 @@ class Computer:
         return Prepared(serial, n_tokens, PARTIES[1 - self._index], start, len(dealt))
 
     def _part(
-        self, n_tokens: int, halves: list[Array | Keys], tweak: bytes
+        self, n_tokens: int, halves: Iterable[Array | Keys], tweak: bytes
     ) -> Callable[[Array], Protocol[Answer | None]]:
         """From a tape, where there is a kernel to run it; several threads share single steps."""
         kernel, index, public = native.KERNEL, self._index, self._public

@@ -6,8 +6,8 @@ Invariant: what is done, and where, does not depend on a value; so neither does 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -67,11 +67,10 @@ class Tape:
     results: tuple[Result, ...] | None
     flags: tuple[tuple[str, int], ...]
     fixed: object
-    _spare: list[Memory] = field(default_factory=list)
 
-    def load(self, correlations: Sequence[Array | Keys], tweak: bytes) -> Loaded:
+    def load(self, correlations: Iterable[Array | Keys], tweak: bytes) -> Loaded:
         """The material of one inference, in its places."""
-        memory = self._spare.pop() if self._spare else native.aligned(self.n_bytes)
+        memory = native.aligned(self.n_bytes)
         for places, one in zip(self.correlations, correlations, strict=True):
             parts = one if isinstance(one, tuple) else (one,)
             for start, part in zip(places, parts, strict=True):
@@ -79,10 +78,6 @@ class Tape:
         for domain, start in self.aes_keys.items():
             _put(memory, start, np.frombuffer(dpf.aes_keys(tweak, domain), np.uint8))
         return Loaded(self, memory)
-
-    def keep(self, memory: Memory) -> None:
-        """For the next inference."""
-        self._spare.append(memory)
 
 
 @final
@@ -92,6 +87,7 @@ class Loaded:
     def __init__(self, tape: Tape, memory: Memory) -> None:
         self._tape = tape
         self._memory = memory
+        self._is_used = False
 
     def __repr__(self) -> str:
         return "Loaded(secret)"
@@ -102,6 +98,9 @@ class Loaded:
         Raises:
             DecodeError: a frame is not what the peer sends there.
         """
+        if self._is_used:
+            raise AssertionError("material is for one run")
+        self._is_used = True
         tape, memory = self._tape, self._memory
         steps = np.frombuffer(tape.steps, np.uint8)
         at = native.address(memory), native.address(steps)
@@ -122,9 +121,7 @@ class Loaded:
             both_ways = bool(outgoing) and turn.is_awaited
             inbox = yield Round(outgoing, None if both_ways else awaited)
             frame = inbox.get(tape.peer, b"")
-        results = None if tape.results is None else tuple(map(self._read, tape.results))
-        tape.keep(memory)
-        return results
+        return None if tape.results is None else tuple(map(self._read, tape.results))
 
     def _read(self, result: Result) -> Array:
         end = result.start + math.prod(result.shape) * result.item

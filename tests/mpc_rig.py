@@ -154,14 +154,14 @@ def _from_tape(
 @contextlib.contextmanager
 def rubbish() -> Iterator[None]:
     """New memory is full of it, as it may be: nothing may depend on it."""
-    real = native.aligned
+    real = native.passing
 
     def full(n_bytes: int) -> np.ndarray:
         memory = real(n_bytes)
         memory[:] = np.random.default_rng(0).integers(0, 256, n_bytes, dtype=np.uint8)
         return memory
 
-    with unittest.mock.patch.object(native, "aligned", full):
+    with unittest.mock.patch.object(native, "passing", full):
         yield
 
 

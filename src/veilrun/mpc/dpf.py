@@ -131,7 +131,7 @@ def generate(
     if payloads is None:
         payloads = np.ones((1, n), domain.dtype)
     _check("payloads", payloads, domain.dtype, (domain.n_payloads, n))
-    aes_keys = _aes_keys(tweak, domain)
+    aes_keys = aes_keys_of(tweak, domain)
     kernel = _aes_kernel()
     if kernel is None:
         return dpf_fallback.generate(points, seeds0, seeds1, payloads, domain, aes_keys.data)
@@ -191,7 +191,7 @@ def lookup(
     if rows.domain is not domain and rows.domain != domain:
         raise UsageError(f"rows for {rows.domain} and keys of {domain}")
     windows = rows.windows
-    aes_keys = _aes_keys(tweak, domain)
+    aes_keys = aes_keys_of(tweak, domain)
     kernel = _aes_kernel()
     if kernel is None:
         return dpf_fallback.lookup(
@@ -249,7 +249,7 @@ def interpolate(
         key = party, seeds, corrections
         return _interpolate(*key, opened, rows, low_bits, tweak, n_threads=n_threads)
     out = np.empty(n, domain.dtype)
-    batch = _Batch(kernel, party, seeds, corrections, domain, _aes_keys(tweak, domain))
+    batch = _Batch(kernel, party, seeds, corrections, domain, aes_keys_of(tweak, domain))
     opened = native.contiguous(opened)
     at, to = native.address(opened), native.address(out)
     in_item, out_item = opened.itemsize, out.itemsize
@@ -307,7 +307,7 @@ def expand(party: int, seeds: Array, corrections: Array, domain: Domain, tweak: 
         UsageError: shapes or dtypes that do not fit.
     """
     _check_key(party, seeds, corrections, domain)
-    aes_keys = _aes_keys(tweak, domain)
+    aes_keys = aes_keys_of(tweak, domain)
     kernel = _aes_kernel()
     if kernel is None:
         out = dpf_fallback.expand(party, seeds, corrections, domain, aes_keys.data)
@@ -320,17 +320,12 @@ def expand(party: int, seeds: Array, corrections: Array, domain: Domain, tweak: 
     return out if domain.n_payloads > 1 else out[0]
 
 
-def aes_keys(tweak: bytes, domain: Domain) -> bytes:
-    """k_0 and those of the leaf blocks, 16 bytes each, as the kernel takes them."""
-    return _aes_keys(tweak, domain).data
-
-
 def _aes_kernel() -> native.Kernel | None:
     kernel = native.KERNEL
     return kernel if kernel is not None and kernel.has_aes else None
 
 
-class _AesKeys(NamedTuple):
+class AesKeys(NamedTuple):
     """k_0 and those of the leaf blocks, 16 bytes each; and where they lie."""
 
     data: bytes
@@ -338,7 +333,8 @@ class _AesKeys(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _aes_keys(tweak: bytes, domain: Domain) -> _AesKeys:
+def aes_keys_of(tweak: bytes, domain: Domain) -> AesKeys:
+    """Those of an inference, by its tweak."""
     if len(tweak) != 16:
         raise UsageError(f"a tweak has 16 bytes, not {len(tweak)}")
     digests = (
@@ -346,7 +342,7 @@ def _aes_keys(tweak: bytes, domain: Domain) -> _AesKeys:
         for block in range(1 + domain.n_blocks * domain.n_payloads)
     )
     data = b"".join(digest[:16] for digest in digests)
-    return _AesKeys(data, ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0)
+    return AesKeys(data, ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0)
 
 
 class _Batch:
@@ -359,7 +355,7 @@ class _Batch:
         seeds: Array,
         corrections: Array,
         domain: Domain,
-        aes_keys: _AesKeys,
+        aes_keys: AesKeys,
     ) -> None:
         self._domain = domain
         self._fixed = (

@@ -158,6 +158,11 @@ def aligned(n_bytes: int) -> Array:
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(pages, np.uint8, n_bytes)
+    return passing(n_bytes)
+
+
+def passing(n_bytes: int) -> Array:
+    """The same for what soon goes: the next one gets its memory, where that is kept."""
     memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + n_bytes]

@@ -4,7 +4,8 @@ The same four functions in every file:
 
     trace   what the gate will need: correlations, openings, shapes (public)
     deal    the dealer's part, offline: knows masks and weights
-    run     a party's part, online: knows its shares and what was opened
+    run     a party's part, online: knows its shares and what was opened; in the steps of
+            `arithmetic`
     plain   the twin's part: the integer itself, with the same rounding
 
 Adversary: semi-honest, one of three parties. What a party sees is its own streams, corrections

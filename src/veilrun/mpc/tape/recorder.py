@@ -31,8 +31,9 @@ _MAX_AXES: Final = 4
 
 @final
 class Recorder:
-    """kernel: that the tape will run on, with AES. plan: of what is recorded.
+    """Cells stand wherever `Arithmetic` says arrays, hence so much `Any`.
 
+    kernel: that the tape will run on, with AES. plan: of what is recorded.
     entries: shapes and rings of what it starts from. correlations, entries: as cells.
     """
 
@@ -163,21 +164,17 @@ class Recorder:
 
     # --- Arithmetic ---
 
-    def add(self, a: Array, b: Array, bits: int) -> Array:
-        added: Array = self._binary(Op.ADD, a, b, bits)
-        return added
+    def add(self, a: Any, b: Any, bits: int) -> Any:
+        return self._binary(Op.ADD, a, b, bits)
 
-    def subtract(self, a: Array, b: Array, bits: int) -> Array:
-        less: Array = self._binary(Op.SUBTRACT, a, b, bits)
-        return less
+    def subtract(self, a: Any, b: Any, bits: int) -> Any:
+        return self._binary(Op.SUBTRACT, a, b, bits)
 
-    def negate(self, a: Array, bits: int) -> Array:
-        negated: Array = self._unary(Op.NEGATE, a, 0, bits)
-        return negated
+    def negate(self, a: Any, bits: int) -> Any:
+        return self._unary(Op.NEGATE, a, 0, bits)
 
-    def raised(self, a: Array, by: int, bits: int) -> Array:
-        raised: Array = self._unary(Op.RAISE, a, by, bits)
-        return raised
+    def raised(self, a: Any, by: int, bits: int) -> Any:
+        return self._unary(Op.RAISE, a, by, bits)
 
     def sum(self, a: Any, axis: int, bits: int) -> Any:
         axes = [i for i in range(len(a.shape)) if i != axis % len(a.shape)]
@@ -213,7 +210,9 @@ class Recorder:
     def divide(self, x: Any, bits: int, low_bits: int) -> tuple[Any, Any]:
         flat = x.reshape(-1)
         upper = self._shifted(flat, low_bits, bits - low_bits, False, 4)
-        return upper, self._shifted(flat, 0, low_bits, False, 4) if low_bits else upper
+        if not low_bits:
+            return upper, upper  # nobody reads bits that are not there
+        return upper, self._shifted(flat, 0, low_bits, False, 4)
 
     def scale(self, a: Any, table: Array, at: Any, bits: int) -> Any:
         out = self._cells(a.shape, a.item)

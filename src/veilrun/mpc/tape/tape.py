@@ -70,13 +70,13 @@ class Tape:
 
     def load(self, correlations: Iterable[Array | Keys], tweak: bytes) -> Loaded:
         """The material of one inference, in its places."""
-        memory = native.aligned(self.n_bytes)
+        memory = native.passing(self.n_bytes)
         for places, one in zip(self.correlations, correlations, strict=True):
             parts = one if isinstance(one, tuple) else (one,)
             for start, part in zip(places, parts, strict=True):
                 _put(memory, start, part)
         for domain, start in self.aes_keys.items():
-            _put(memory, start, np.frombuffer(dpf.aes_keys(tweak, domain), np.uint8))
+            _put(memory, start, np.frombuffer(dpf.aes_keys_of(tweak, domain).data, np.uint8))
         return Loaded(self, memory)
 
 

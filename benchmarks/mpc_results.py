@@ -210,7 +210,7 @@ def draw(folder: Path, shape: Architecture, lengths: Sequence[int], found: Found
                 seconds.append(Bar(f"veilrun, {profile.name}", online, f"{online:.3g} s"))
         for what, n_bytes in _phases(_plan(BERT_BASE, W16A8, n_tokens)):
             each = n_bytes / n_tokens / 1e6
-            megabytes.append(Bar(f"veilrun w16a8, {what}", each, f"{each:.2g} MB"))
+            megabytes.append(Bar(f"w16a8, {what}", each, f"{each:.2g} MB"))
         for name in PEERS:
             for one, wall in _medians(found.peers[name, n_tokens]):
                 note = "" if one.layers == shape.n_layers else f", {_layers(one.layers)} only"

@@ -18,7 +18,8 @@ setup(
             "veilrun.mpc._kernel",
             sources=sorted(glob(f"{NATIVE}/*.c")),
             depends=sorted(glob(f"{NATIVE}/*.h")),
-            extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
+            extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-pthread"],
+            extra_link_args=["-pthread"],
             optional=True,
         )
     ]

@@ -139,7 +139,8 @@ def _from_tape(
     correlations: Iterator[Any],
     kernel: Kernel,
 ) -> Protocol[Any]:
-    recorder = Recorder(kernel, plan, [(start.shape, start.bits) for start in starts])
+    shapes = [(start.shape, start.bits) for start in starts]
+    recorder = Recorder(kernel, plan, shapes, n_threads=3)
     recording = Party(
         party.index, party.matrices, party.tables, recorder.correlations, bytes(16),
         arithmetic=recorder,

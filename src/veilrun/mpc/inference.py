@@ -100,10 +100,16 @@ def run(public: PublicModel, party: Party, entry: Array) -> Protocol[Answer | No
 
 
 def record(
-    public: PublicModel, index: int, matrices: Mapping[str, Matrix], n_tokens: int, kernel: Kernel
+    public: PublicModel,
+    index: int,
+    matrices: Mapping[str, Matrix],
+    n_tokens: int,
+    kernel: Kernel,
+    n_threads: int = 1,
 ) -> Tape:
     """A party's part at this length, to be run any number of times. kernel: with AES."""
-    recorder = Recorder(kernel, plan(public, n_tokens), [_entry(public, n_tokens)])
+    entries = [_entry(public, n_tokens)]
+    recorder = Recorder(kernel, plan(public, n_tokens), entries, n_threads)
     party = Party(
         index, matrices, public.tables, recorder.correlations, bytes(16), arithmetic=recorder
     )

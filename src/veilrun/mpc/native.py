@@ -29,7 +29,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 _NAME = "veilrun.mpc._kernel"
-_ABI = 7
+_ABI = 8
 _ALIGNMENT = 64
 _LARGE_BYTES = 1 << 20
 _LARGE_PAGE_BYTES = 1 << 21
@@ -66,7 +66,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "veilrun_dpf_lines": (_PTR, _PTR, _PTR, _PTR),
     "veilrun_dpf_expand": (_PTR, _PTR, _PTR),
     "veilrun_dpf_generate": (_PTR, _PTR, _PTR, _PTR, _PTR),
-    "veilrun_run": (_PTR, _PTR, _I64, _I64),
+    "veilrun_run": (_PTR, _PTR, _I64, _I64, _I32),
 }
 
 

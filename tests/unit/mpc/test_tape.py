@@ -23,7 +23,7 @@ from veilrun.mpc.operations import FIRST, NO_ANCHOR, PREVIOUS, Operations
 from veilrun.mpc.plan import packed_bytes
 from veilrun.mpc.prg import Stream
 from veilrun.mpc.shares import Shared, wrap
-from veilrun.mpc.tables import StepTable
+from veilrun.mpc.tables import LinearTable, StepTable
 from veilrun.mpc.tape.cells import Cells, Memory
 from veilrun.mpc.tape.recorder import Recorder
 from veilrun.mpc.tape.steps import Op
@@ -159,6 +159,35 @@ def test_what_a_table_gives_fills_its_ring(n: int) -> None:
     every = np.arange(-(2 ** (n - 1)), 2 ** (n - 1))
     ran = mpc_rig.run(piece, [(every, n)], mpc_rig.Whole(tables={"t": table}))
     np.testing.assert_array_equal(ran.revealed[0], ran.twin[0])
+
+
+def test_threads_share_what_is_large() -> None:
+    """Each of the steps that they share, with so much in it that three have something to do."""
+
+    def piece(ops: Operations, rows: Shared, x: Shared, y: Shared, z: Shared) -> Protocol[Any]:
+        rows_open, x_open, y_open, z_open = yield from ops.open(rows, x, y, z)
+        mapped = ops.linear((rows_open, "w"))
+        product = ops.window(ops.product(x_open, y_open), 32, "product")
+        looked_up = ops.lookup("step", z_open), ops.lookup("line", z_open)
+        return (yield from ops.reveal(mapped, product, *looked_up, *_flags(ops)))
+
+    def _flags(ops: Operations) -> list[Shared]:
+        return [flag for _, flag in ops.machine.flags]
+
+    random = np.random.default_rng(5)
+    values, slopes, guard = random.integers(0, 2, (3, 2**10)).astype(np.uint32)
+    tables = {
+        "step": StepTable(values, 32, guard),
+        "line": LinearTable(values, slopes, 32, low_bits=0, guard=guard),
+    }
+    weight = random.integers(-100, 100, (24, 16 * 25))
+    starts = [(5, 24), (60, 64, 32), (60, 32, 128), (2500,)]
+    bits = [32, 32, 32, 10]
+    entries = [random.integers(-500, 500, shape) for shape in starts]
+    whole = mpc_rig.Whole({"w": (weight, None)}, tables=tables)
+    ran = mpc_rig.run(piece, list(zip(entries, bits, strict=True)), whole)
+    for revealed, twin in zip(ran.revealed, ran.twin, strict=True):
+        np.testing.assert_array_equal(revealed, twin)
 
 
 def loaded(shape: tuple[int, int], bits: int) -> tuple[Loaded, np.ndarray]:

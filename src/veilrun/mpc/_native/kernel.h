@@ -40,7 +40,7 @@
 #define HAS_VAES 32u /* VAES on 512 bits, with AVX512 */
 
 /* Changes with any signature below; native.py refuses a library of another version. */
-#define VEILRUN_ABI 7
+#define VEILRUN_ABI 8
 
 EXPORT int32_t veilrun_abi(void);
 EXPORT uint32_t veilrun_features(void);
@@ -145,7 +145,9 @@ typedef struct {
   int64_t size[4], at[12];
 } tape_step;
 
-/* Does steps first to end. Returns 0 where the peer's bits were not padded with zeros. */
-EXPORT int32_t veilrun_run(uint8_t *memory, const tape_step *steps, int64_t first, int64_t end);
+/* Does steps first to end; threads share products and look-ups. Returns 0 where the peer's bits were
+   not padded with zeros. */
+EXPORT int32_t veilrun_run(uint8_t *memory, const tape_step *steps, int64_t first, int64_t end,
+                           int32_t n_threads);
 
 #endif

@@ -4,6 +4,8 @@
 
 #include "kernel.h"
 
+#include <pthread.h>
+
 enum {
   COPY, ADD, SUBTRACT, MULTIPLY, NEGATE, RAISE, SHRINK, SUM, SCALE, EXTEND, TIMES, SQUARES, MATMUL,
   MATMUL_BATCH, RESIDUAL, GATHER, LOOKUP, LINES, PACK, UNPACK, PACK_SUM, ADD_PACKED
@@ -124,20 +126,93 @@ static int is_padded(const uint8_t *data, int64_t n, int32_t n_bits) {
   return n_last == 0 || data[(n * n_bits) / 8] >> n_last == 0;
 }
 
-#define IN(i) ((const void *)(memory + s->at[i]))
-#define OUT(i) ((void *)(memory + s->at[i]))
+#define FROM(i, n_bytes) ((void *)(memory + s->at[i] + (n_bytes)))
+#define IN(i) ((const void *)FROM(i, 0))
+#define OUT(i) FROM(i, 0)
 #define FIXED(i) ((const void *)(intptr_t)s->at[i])
 
-static dpf_batch batch_of(uint8_t *memory, const tape_step *s) {
+/* --- steps that threads share --- */
+
+#define MAX_THREADS 64
+
+/* Items first to end of a step. number: of the thread, each of which has its own scratch. */
+typedef struct {
+  uint8_t *memory;
+  const tape_step *step;
+  int64_t first, end, number;
+  uint64_t n_flagged;
+} part;
+
+static dpf_batch batch_of(const part *p) {
+  uint8_t *memory = p->memory;
+  const tape_step *s = p->step;
+  const int64_t size = 16 * (s->word[4] + s->word[5] * s->word[6]);
   return (dpf_batch){
     .features = (uint32_t)s->word[0], .party = s->word[1], .n_bits = s->word[2],
     .out_bits = s->word[3], .q = s->word[4], .m = s->word[5], .n_payloads = s->word[6],
-    .n_keys = s->size[0], .aes_keys = IN(0), .seeds = IN(1), .corrections = IN(2),
+    .n_keys = p->end - p->first, .aes_keys = IN(0), .seeds = FROM(1, 16 * p->first),
+    .corrections = FROM(2, size * p->first),
   };
 }
 
+static void *do_part(void *given) {
+  part *p = given;
+  uint8_t *memory = p->memory;
+  const tape_step *s = p->step;
+  const int32_t *w = s->word;
+  const int64_t *n = s->size, first = p->first;
+  if (s->op == MATMUL) {
+    veilrun_matmul((uint32_t)w[0], w[1], IN(0), n[0], n[1], FIXED(2), n[2], first, p->end, OUT(1));
+  } else if (s->op == MATMUL_BATCH) {
+    const int64_t k = w[1] == 4 ? n[2] : n[2] + (n[2] & 1);
+    veilrun_matmul_batch((uint32_t)w[0], w[1], FROM(0, w[1] * n[1] * k * first),
+                         FROM(1, w[1] * n[2] * n[3] * first), p->end - first, n[1], n[2], n[3],
+                         FROM(2, s->at[4] * p->number), FROM(3, w[1] * n[1] * n[3] * first));
+  } else {
+    const dpf_batch batch = batch_of(p);
+    void *scratch = FROM(4, veilrun_dpf_scratch_bytes(batch.q) * p->number);
+    void *out = FROM(5, batch.out_bits / 8 * first);
+    if (s->op == LOOKUP) {
+      veilrun_dpf_lookup(&batch, FROM(3, 4 * first), FIXED(6), (int32_t)n[1], FIXED(7), n[2], n[0],
+                         scratch, out);
+    } else {
+      const dpf_lines lines = {(int32_t)n[1], (int32_t)n[2], (int32_t)n[3], FROM(3, n[1] * first),
+                               FIXED(7), FIXED(8), FIXED(9)};
+      p->n_flagged = veilrun_dpf_lines(&batch, &lines, scratch, out);
+    }
+  }
+  return NULL;
+}
+
+/* n items, not fewer than `unit` to a thread: to start one takes as long as some. Returns what is
+   flagged. */
+static uint64_t spread(uint8_t *memory, const tape_step *s, int64_t n, int64_t unit,
+                      int32_t n_threads) {
+  const int64_t n_units = (n + unit - 1) / unit;
+  int64_t n_parts = n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
+  if (n_parts > n_units) n_parts = n_units;
+  part parts[MAX_THREADS];
+  pthread_t threads[MAX_THREADS];
+  int is_started[MAX_THREADS];
+  for (int64_t i = n_parts - 1; i >= 0; i--) {
+    const int64_t end = n_units * (i + 1) / n_parts * unit;
+    parts[i] = (part){memory, s, n_units * i / n_parts * unit, end < n ? end : n, i, 0};
+    is_started[i] = i > 0 && pthread_create(&threads[i], NULL, do_part, &parts[i]) == 0;
+    if (!is_started[i]) do_part(&parts[i]);
+  }
+  uint64_t n_flagged = 0;
+  for (int64_t i = 0; i < n_parts; i++) {
+    if (is_started[i]) pthread_join(threads[i], NULL);
+    n_flagged += parts[i].n_flagged;
+  }
+  return n_flagged;
+}
+
+/* Keys of which a thread has enough to do. */
+static int64_t some_keys(int32_t q) { return q < 7 ? 4096 >> q : 32; }
+
 /* Whether the step could be done. */
-static int advance(uint8_t *memory, const tape_step *s) {
+static int advance(uint8_t *memory, const tape_step *s, int32_t n_threads) {
   const int32_t *w = s->word;
   const int64_t *n = s->size;
   switch (s->op) {
@@ -160,27 +235,16 @@ static int advance(uint8_t *memory, const tape_step *s) {
       veilrun_squares(w[0], w[1], n[0], n[1], w[2], w[3], w[4], IN(0), IN(1), IN(2), IN(3), IN(4),
                       OUT(5));
       break;
-    case MATMUL:
-      veilrun_matmul((uint32_t)w[0], w[1], IN(0), n[0], n[1], FIXED(2), n[2], 0, n[3], OUT(1));
-      break;
+    case MATMUL: spread(memory, s, n[3], 8, n_threads); break;
     case MATMUL_BATCH:
-      veilrun_matmul_batch((uint32_t)w[0], w[1], IN(0), IN(1), n[0], n[1], n[2], n[3], OUT(2),
-                           OUT(3));
+      spread(memory, s, n[0], 1 + (1 << 18) / (n[1] * n[2] * n[3] + 1), n_threads);
       break;
     case RESIDUAL:
       residual(w[0], w[1], n[0], n[1], IN(0), IN(1), FIXED(3), FIXED(4), OUT(2)); break;
     case GATHER: veilrun_gather(w[0], IN(0), n[0], n[1], IN(1), OUT(2)); break;
-    case LOOKUP: {
-      const dpf_batch batch = batch_of(memory, s);
-      veilrun_dpf_lookup(&batch, IN(3), FIXED(6), (int32_t)n[1], FIXED(7), n[2], n[0], OUT(4),
-                         OUT(5));
-      break;
-    }
+    case LOOKUP: spread(memory, s, n[0], some_keys(w[4]), n_threads); break;
     case LINES: {
-      const dpf_batch batch = batch_of(memory, s);
-      const dpf_lines lines = {(int32_t)n[1], (int32_t)n[2], (int32_t)n[3], IN(3), FIXED(7),
-                               FIXED(8), FIXED(9)};
-      const uint64_t n_flagged = veilrun_dpf_lines(&batch, &lines, OUT(4), OUT(5));
+      const uint64_t n_flagged = spread(memory, s, n[0], some_keys(w[4]), n_threads);
       memcpy(OUT(6), &n_flagged, sizeof n_flagged);
       break;
     }
@@ -197,8 +261,9 @@ static int advance(uint8_t *memory, const tape_step *s) {
   return 1;
 }
 
-EXPORT int32_t veilrun_run(uint8_t *memory, const tape_step *steps, int64_t first, int64_t end) {
+EXPORT int32_t veilrun_run(uint8_t *memory, const tape_step *steps, int64_t first, int64_t end,
+                           int32_t n_threads) {
   int is_right = 1;
-  for (int64_t i = first; i < end; i++) is_right &= advance(memory, steps + i);
+  for (int64_t i = first; i < end; i++) is_right &= advance(memory, steps + i, n_threads);
   return is_right;
 }

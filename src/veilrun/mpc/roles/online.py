@@ -137,9 +137,9 @@ class Computer:
     def _part(
         self, n_tokens: int, halves: Iterable[Array | Keys], tweak: bytes
     ) -> Callable[[Array], Protocol[Answer | None]]:
-        """From a tape, where there is a kernel to run it; several threads share single steps."""
+        """From a tape, where there is a kernel to run it."""
         kernel, index, public = native.KERNEL, self._index, self._public
-        if kernel is None or not kernel.has_aes or self._n_threads > 1:
+        if kernel is None or not kernel.has_aes:
             arithmetic = Direct(self._n_threads)
             party = Party(
                 index, self._matrices, public.tables, halves, tweak, arithmetic=arithmetic
@@ -147,7 +147,7 @@ class Computer:
             return partial(inference.run, public, party)
         if n_tokens not in self._tapes:
             self._tapes[n_tokens] = inference.record(
-                public, index, self._matrices, n_tokens, kernel
+                public, index, self._matrices, n_tokens, kernel, self._n_threads
             )
         tape = self._tapes[n_tokens]
         return partial(inference.play, public, tape, tape.load(halves, tweak))

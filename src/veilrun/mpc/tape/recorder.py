@@ -34,11 +34,19 @@ class Recorder:
     """Cells stand wherever `Arithmetic` says arrays, hence so much `Any`.
 
     kernel: that the tape will run on, with AES. plan: of what is recorded.
-    entries: shapes and rings of what it starts from. correlations, entries: as cells.
+    entries: shapes and rings of what it starts from. n_threads: that the tape will run on.
+    correlations, entries: as cells.
     """
 
-    def __init__(self, kernel: Kernel, plan: Plan, entries: Sequence[tuple[Shape, int]]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        plan: Plan,
+        entries: Sequence[tuple[Shape, int]],
+        n_threads: int = 1,
+    ) -> None:
         self._kernel = kernel
+        self._n_threads = n_threads
         self._memory = Memory()
         self._steps = bytearray()
         self._fixed: list[object] = []  # what steps point at, beside the memory
@@ -60,6 +68,7 @@ class Recorder:
         results = self._follow(network, party.peer)
         return Tape(
             kernel=self._kernel,
+            n_threads=self._n_threads,
             peer=party.peer,
             steps=bytes(self._steps),
             turns=tuple(self._turns),
@@ -160,7 +169,8 @@ class Recorder:
         return words, [self._aes_keys[domain], *keys]
 
     def _scratch(self, domain: Domain) -> Cells:
-        return self._cells((self._kernel.dpf_scratch_bytes(domain.n_levels),), 1)
+        n_bytes = self._kernel.dpf_scratch_bytes(domain.n_levels)
+        return self._cells((self._n_threads * n_bytes,), 1)
 
     # --- Arithmetic ---
 
@@ -273,9 +283,10 @@ class Recorder:
         k, m = y.shape[-2:]
         left, right = self._whole_lanes(x), y.dense()
         out = self._cells((*x.shape[:-1], m), x.item)
-        scratch = self._cells((ring.strips_bytes(k, m, dtype_of(8 * x.item)),), 1)
+        n_bytes = ring.strips_bytes(k, m, dtype_of(8 * x.item))
+        scratch = self._cells((self._n_threads * n_bytes,), 1)
         sizes = [y.size // (k * m), x.shape[-2], k, m]
-        places = [left, right, scratch, out]
+        places = [left, right, scratch, out, n_bytes]
         self._write(Op.MATMUL_BATCH, [self._kernel.features, x.item], sizes, places)
         return out
 

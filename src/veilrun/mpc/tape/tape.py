@@ -51,12 +51,13 @@ class Result:
 @final
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Tape:
-    """n_bytes: of the memory. correlations, entries, aes_keys: where they go in it. results: what
-    is revealed to this party. flags: tables with guards, and their counts' rings. fixed: what
-    steps point at, kept alive.
+    """n_threads: for products and look-ups. n_bytes: of the memory. correlations, entries,
+    aes_keys: where they go in it. results: what is revealed to this party. flags: tables with
+    guards, and their counts' rings. fixed: what steps point at, kept alive.
     """
 
     kernel: native.Kernel
+    n_threads: int
     peer: str
     steps: bytes
     turns: tuple[Turn, ...]
@@ -111,7 +112,7 @@ class Loaded:
             start, n_bytes = turn.received or (0, 0)
             check_length(frame, n_bytes)
             memory[start : start + n_bytes] = np.frombuffer(frame, np.uint8)
-            if not tape.kernel.library.veilrun_run(*at, first, turn.end):
+            if not tape.kernel.library.veilrun_run(*at, first, turn.end, tape.n_threads):
                 raise DecodeError("the padding of packed values is not zero")
             first = turn.end
             if turn.sent is None and not turn.is_awaited:

@@ -24,7 +24,7 @@ from veilrun.mpc.plan import packed_bytes
 from veilrun.mpc.prg import Stream
 from veilrun.mpc.shares import Shared, wrap
 from veilrun.mpc.tables import LinearTable, StepTable
-from veilrun.mpc.tape.cells import Cells, Memory
+from veilrun.mpc.tape.cells import Cells, Memory, even_runs
 from veilrun.mpc.tape.recorder import Recorder
 from veilrun.mpc.tape.steps import Op
 from veilrun.mpc.tape.tape import Loaded
@@ -82,6 +82,20 @@ def test_cells_are_repeated_as_numpy_broadcasts() -> None:
     cells, read = cells_of(array)
     for shape in ((2, 4, 3), (5, 2, 1, 3)):
         np.testing.assert_array_equal(read(cells.repeated(shape)), np.broadcast_to(array, shape))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "runs"),
+    [
+        ([], []),
+        ([4], [(0, 1, 4, 0)]),
+        ([0, 0, 0], [(0, 3, 0, 0)]),
+        ([0, 0, 1, 2], [(0, 2, 0, 0), (2, 4, 1, 1)]),
+        ([3, 1, 7, 13], [(0, 2, 3, -2), (2, 4, 7, 6)]),
+    ],
+)
+def test_numbers_fall_into_runs_that_rise_evenly(numbers: list[int], runs: list[Any]) -> None:
+    assert even_runs(numbers) == runs
 
 
 def test_what_numpy_refuses_is_refused() -> None:

@@ -10,7 +10,7 @@ import itertools
 import math
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
@@ -140,3 +140,17 @@ class Cells:
 def _dense(shape: Shape, item: int) -> Shape:
     steps = itertools.accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1)
     return tuple(item * step for step in reversed(list(steps)))[-len(shape) :] if shape else ()
+
+
+def even_runs(numbers: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Runs of numbers that rise evenly: where from and to, the first, and the rise."""
+    runs: list[tuple[int, int, int, int]] = []
+    first, n = 0, len(numbers)
+    while first < n:
+        end = first + 1
+        rise = numbers[end] - numbers[first] if end < n else 0
+        while end < n and numbers[end] - numbers[end - 1] == rise:
+            end += 1
+        runs.append((first, end, numbers[first], rise))
+        first = end
+    return runs

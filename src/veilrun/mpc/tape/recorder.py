@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, final
 
 from veilrun.mpc import dpf, ring
@@ -20,7 +21,7 @@ from veilrun.mpc.machines.party import Party
 from veilrun.mpc.native import Kernel, address, contiguous
 from veilrun.mpc.plan import Correlation, Keys, Plan, Shape, packed_bytes
 from veilrun.mpc.shares import Array, Shared, dtype_of
-from veilrun.mpc.tape.cells import Cells, Memory
+from veilrun.mpc.tape.cells import Cells, Memory, even_runs
 from veilrun.mpc.tape.steps import STEP_BYTES, Op, step
 from veilrun.mpc.tape.tape import Result, Tape, Turn
 from veilrun.mpc.weights import Dense, Matrix, Residual
@@ -203,11 +204,11 @@ class Recorder:
                 self._copy(matrix, to)
                 continue
             taken = self._cells(matrix.shape, a.item)
-            for first, end, at, step_ in _runs(column):
-                entry = matrix[first:end, at : at + 1].repeated((end - first, matrix.shape[1]))
-                across, down = matrix.strides[1], matrix.strides[0]
-                diagonal = (down + step_ * across, 0)
-                self._copy(_with_strides(entry, diagonal), taken[first:end])
+            for first, end, at, rise in even_runs(column.tolist()):
+                entries = matrix[first:end, at : at + 1].repeated((end - first, matrix.shape[1]))
+                down, across = matrix.strides
+                along = replace(entries, strides=(down + rise * across, 0))
+                self._copy(along, taken[first:end])
             self._binary(Op.SUBTRACT, matrix, taken, bits, to)
         return out
 
@@ -385,21 +386,3 @@ def _item(bits: int) -> int:
 
 def _span(frame: Cells | None) -> tuple[int, int] | None:
     return None if frame is None else (frame.start, frame.size)
-
-
-def _with_strides(cells: Cells, strides: Shape) -> Cells:
-    return Cells(cells.room, cells.start, cells.shape, strides, cells.item, cells.copied)
-
-
-def _runs(column: Array) -> list[tuple[int, int, int, int]]:
-    """Runs of rows whose columns rise evenly: first, end, column of the first, rise per row."""
-    runs: list[tuple[int, int, int, int]] = []
-    first, n = 0, len(column)
-    while first < n:
-        end = first + 1
-        rise = int(column[end] - column[first]) if end < n else 0
-        while end < n and column[end] - column[end - 1] == rise:
-            end += 1
-        runs.append((first, end, int(column[first]), rise))
-        first = end
-    return runs

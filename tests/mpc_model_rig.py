@@ -144,7 +144,7 @@ def run(model: QuantisedModel, ids: Sequence[int], serial: int = 1) -> Ran:
     if native.KERNEL is not None and native.KERNEL.has_aes:
         taped = {}
         for index, name in enumerate(PARTIES):
-            tape = inference.record(public, index, shares[index], len(ids), native.KERNEL)
+            tape = inference.record(public, plan, index, shares[index], len(ids), native.KERNEL)
             with rubbish():
                 loaded = tape.load(dealt[index], tweak)
             taped[name] = inference.play(public, tape, loaded, entries[index])

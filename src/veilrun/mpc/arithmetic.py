@@ -119,8 +119,8 @@ class Arithmetic(Interface):
             DecodeError: the frame is not what a peer sends for these values.
         """
 
-    def result(self, a: Array, bits: int) -> Array:
-        """a, as a signed number, for whoever asked for it."""
+    def result(self, array: Array, bits: int) -> Array:
+        """It, as a signed number, for whoever asked for it."""
 
 
 @final
@@ -151,9 +151,6 @@ class Direct:
     def window(self, a: Array, from_bits: int, bits: int) -> Array:
         return wrap(a, bits)
 
-    def shrink(self, a: Array, by: int, bits: int, one: bool) -> Array:
-        return elementwise.shrink(a, by, bits, one)
-
     def divide(self, x: Array, bits: int, low_bits: int) -> tuple[Array, Array]:
         return divide(x, low_bits)
 
@@ -163,29 +160,11 @@ class Direct:
     def join(self, parts: Sequence[Array], axis: int) -> Array:
         return np.concatenate(parts, axis)
 
-    def extend(
-        self, x: Array, mask: Array, upper: tuple[Array, Array], bits: int, wide: int
-    ) -> tuple[Array, Array, Array]:
-        return elementwise.extend(x, mask, upper, bits, wide)
-
-    def times(
-        self,
-        x: tuple[Array, Array, Array],
-        y: tuple[Array, Array],
-        dealt: tuple[Array, Array],
-        rings: tuple[int, int],
-        is_first: bool,
-    ) -> Array:
-        return elementwise.times(x, y, dealt, rings, is_first)
-
-    def squares(
-        self,
-        x: tuple[Array, Array, Array],
-        dealt: tuple[Array, Array],
-        rings: tuple[int, int],
-        is_first: bool,
-    ) -> Array:
-        return elementwise.squares(x, dealt, rings, is_first)
+    shrink = staticmethod(elementwise.shrink)
+    extend = staticmethod(elementwise.extend)
+    times = staticmethod(elementwise.times)
+    squares = staticmethod(elementwise.squares)
+    result = staticmethod(signed)
 
     def add_mapped(self, start: Array, x: Array, matrix: Matrix, bits: int) -> Array:
         return wrap(start + matrix.times(x), bits)
@@ -227,9 +206,6 @@ class Direct:
             ring.add_packed(z.array, mask, part, z.bits)
             for z, mask, part in zip(values, others, split(frame, values), strict=True)
         ]
-
-    def result(self, a: Array, bits: int) -> Array:
-        return signed(a, bits)
 
 
 def less_columns(a: Array, columns: Sequence[Array | None]) -> Array:

@@ -101,15 +101,15 @@ def run(public: PublicModel, party: Party, entry: Array) -> Protocol[Answer | No
 
 def record(
     public: PublicModel,
+    plan: Plan,
     index: int,
     matrices: Mapping[str, Matrix],
     n_tokens: int,
     kernel: Kernel,
     n_threads: int = 1,
 ) -> Tape:
-    """A party's part at this length, to be run any number of times. kernel: with AES."""
-    entries = [_entry(public, n_tokens)]
-    recorder = Recorder(kernel, plan(public, n_tokens), entries, n_threads)
+    """A party's part at the plan's length, for any number of runs. kernel: with AES."""
+    recorder = Recorder(kernel, plan, [_entry(public, n_tokens)], n_threads)
     party = Party(
         index, matrices, public.tables, recorder.correlations, bytes(16), arithmetic=recorder
     )

@@ -204,8 +204,8 @@ def test_threads_share_what_is_large() -> None:
         np.testing.assert_array_equal(revealed, twin)
 
 
-def loaded(shape: tuple[int, int], bits: int) -> tuple[Loaded, np.ndarray]:
-    """Party 2, about to open a value."""
+def loaded(shape: tuple[int, int], bits: int, more_bytes: int = 0) -> tuple[Loaded, np.ndarray]:
+    """Party 2, about to open a value. more_bytes: of material than there should be."""
     assert native.KERNEL is not None
 
     def piece(ops: Operations, z: Shared) -> Protocol[Any]:
@@ -218,7 +218,7 @@ def loaded(shape: tuple[int, int], bits: int) -> tuple[Loaded, np.ndarray]:
     party = Party(1, {}, {}, recorder.correlations, bytes(16), arithmetic=recorder)
     (cells,) = recorder.entries
     tape = recorder.tape(party, piece(Operations(party), Shared(cells, bits)))
-    dealt = bytes(sum(packed_bytes(c.shape, c.bits) for c in plan.correlations[1:]))
+    dealt = bytes(more_bytes + sum(packed_bytes(c.shape, c.bits) for c in plan.correlations[1:]))
     material = halves(plan, 1, Stream(mpc_rig.KEYS[1], "inference", 1), dealt)
     return tape.load(material, mpc_rig.TWEAK), wrap(entry.view(np.uint64), bits)
 
@@ -237,6 +237,13 @@ def test_a_frame_that_no_peer_sends_is_refused() -> None:
     protocol = inference.run(entry)
     next(protocol)
     assert protocol.send({"P1": bytes(n_bytes)}).awaited == frozenset()
+
+
+@needs_kernel
+@pytest.mark.parametrize("more_bytes", [-1, 1])
+def test_material_of_another_length_is_refused_before_anything_runs(more_bytes: int) -> None:
+    with pytest.raises(DecodeError, match=r"too many|too early"):
+        loaded((3, 5), 12, more_bytes)
 
 
 @needs_kernel

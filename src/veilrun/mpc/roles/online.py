@@ -131,11 +131,11 @@ class Computer:
         plan = self._plans[n_tokens]
         stream = stream_of(self._store.welcome.key, serial, n_tokens)
         halves = material.halves(plan, self._index, stream, dealt)
-        start = self._part(n_tokens, halves, tweak(self._store.welcome, serial))
+        start = self._part(plan, n_tokens, halves, tweak(self._store.welcome, serial))
         return Prepared(serial, n_tokens, PARTIES[1 - self._index], start, len(dealt))
 
     def _part(
-        self, n_tokens: int, halves: Iterable[Array | Keys], tweak: bytes
+        self, plan: Plan, n_tokens: int, halves: Iterable[Array | Keys], tweak: bytes
     ) -> Callable[[Array], Protocol[Answer | None]]:
         """From a tape, where there is a kernel to run it."""
         kernel, index, public = native.KERNEL, self._index, self._public
@@ -147,7 +147,7 @@ class Computer:
             return partial(inference.run, public, party)
         if n_tokens not in self._tapes:
             self._tapes[n_tokens] = inference.record(
-                public, index, self._matrices, n_tokens, kernel, self._n_threads
+                public, plan, index, self._matrices, n_tokens, kernel, self._n_threads
             )
         tape = self._tapes[n_tokens]
         return partial(inference.play, public, tape, tape.load(halves, tweak))

@@ -10,8 +10,9 @@ Not recorded: look-ups of several inputs, and what `Party.watch_rounding` and `w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, Final, final
 
 from veilrun.mpc import dpf, ring
@@ -23,7 +24,7 @@ from veilrun.mpc.plan import Correlation, Keys, Plan, Shape, packed_bytes
 from veilrun.mpc.shares import Array, Shared, dtype_of
 from veilrun.mpc.tape.cells import Cells, Memory, even_runs
 from veilrun.mpc.tape.steps import STEP_BYTES, Op, step
-from veilrun.mpc.tape.tape import Result, Tape, Turn
+from veilrun.mpc.tape.tape import NOBODY, Result, Tape, Turn
 from veilrun.mpc.weights import Dense, Matrix, Residual
 from veilrun.transport.rounds import Protocol
 
@@ -52,7 +53,10 @@ class Recorder:
         self._steps = bytearray()
         self._fixed: list[object] = []  # what steps point at, beside the memory
         domains = {one.domain for one in plan.correlations if isinstance(one, Keys)}
-        self._aes_keys = {domain: self._cells((_n_aes_keys(domain), 16), 1) for domain in domains}
+        self._aes_keys = {
+            domain: self._cells((len(dpf.aes_keys_of(bytes(16), domain).data),), 1)
+            for domain in domains
+        }
         self._turns: list[Turn] = []
         self._sent: Cells | None = None
         self._received: Cells | None = None
@@ -87,17 +91,17 @@ class Recorder:
         try:
             round_ = next(network)
             while True:
-                self._turn(round_.awaited is None or peer in round_.awaited)
+                self._turn(round_.awaited)
                 round_ = network.send({peer: b""})
         except StopIteration as end:
-            self._turn(False)
+            self._turn(NOBODY)
             return end.value
 
-    def _turn(self, is_awaited: bool) -> None:
+    def _turn(self, awaited: Set[str] | None) -> None:
         """Steps up to here are done before a frame goes out or is waited for."""
         n_steps = len(self._steps) // STEP_BYTES
         sent, received = _span(self._sent), _span(self._received)
-        self._turns.append(Turn(n_steps, received, sent, is_awaited))
+        self._turns.append(Turn(n_steps, received, sent, awaited))
         self._sent = self._received = None
 
     # --- what steps are written with ---
@@ -168,6 +172,13 @@ class Recorder:
             domain.n_blocks, domain.n_payloads,
         ]  # fmt: skip
         return words, [self._aes_keys[domain], *keys]
+
+    def _frame(self, values: Sequence[Shared]) -> tuple[Cells, list[Cells]]:
+        """A frame, and in it the part of each value."""
+        sizes = [packed_bytes(z.shape, z.bits) for z in values]
+        frame = self._cells((sum(sizes),), 1)
+        ends = zip(sizes, accumulate(sizes), strict=True)
+        return frame, [frame[end - size : end] for size, end in ends]
 
     def _scratch(self, domain: Domain) -> Cells:
         n_bytes = self._kernel.dpf_scratch_bytes(domain.n_levels)
@@ -335,31 +346,26 @@ class Recorder:
         return values, self.sum(found[3], 0, key_bits).reshape(())
 
     def packed(self, values: Sequence[Shared], masks: Any) -> bytes:
-        frame: Any = self._cells((sum(packed_bytes(z.shape, z.bits) for z in values),), 1)
-        first = 0
-        for number, z in enumerate(values):
+        self._sent, parts = self._frame(values)
+        for number, (z, part) in enumerate(zip(values, parts, strict=True)):
             array: Any = z.array
-            words, place = [array.item, z.bits], frame[first:]
+            words, sizes = [array.item, z.bits], [array.size]
             if masks:
-                places = [array.dense(), masks[number].dense(), place]
-                self._write(Op.PACK_SUM, words, [array.size], places)
+                places = [array.dense(), masks[number].dense(), part]
+                self._write(Op.PACK_SUM, words, sizes, places)
             else:
-                self._write(Op.PACK, words, [array.size], [array.dense(), place])
-            first += packed_bytes(z.shape, z.bits)
-        self._sent = frame
+                self._write(Op.PACK, words, sizes, [array.dense(), part])
         return b""
 
     def opened(self, frame: bytes, values: Sequence[Shared], masks: Any) -> Any:
         if len(self._steps) // STEP_BYTES != self._turns[-1].end:
             raise AssertionError("a frame is there before any step that follows its round")
-        received: Any = self._cells((sum(packed_bytes(z.shape, z.bits) for z in values),), 1)
-        self._received = received
-        result, first = [], 0
-        for number, z in enumerate(values):
+        self._received, parts = self._frame(values)
+        result = []
+        for number, (z, part) in enumerate(zip(values, parts, strict=True)):
             array: Any = z.array
-            n_bytes = packed_bytes(z.shape, z.bits)
             out = self._cells(array.shape, array.item)
-            words, sizes, part = [array.item, z.bits], [array.size, n_bytes], received[first:]
+            words, sizes = [array.item, z.bits], [array.size, part.size]
             if masks:
                 places = [array.dense(), masks[number].dense(), part, out]
                 self._write(Op.ADD_PACKED, words, sizes, places)
@@ -367,17 +373,12 @@ class Recorder:
                 self._write(Op.UNPACK, words, sizes, [part, out])
                 out = self._binary(Op.ADD, array, out, z.bits)
             result.append(out)
-            first += n_bytes
         return result
 
-    def result(self, a: Any, bits: int) -> Any:
-        dense = a.dense()
+    def result(self, array: Any, bits: int) -> Any:
+        dense = array.dense()
         self._fixed.append(dense.room)
         return Result(dense.start, dense.shape, dense.item, bits)
-
-
-def _n_aes_keys(domain: Domain) -> int:
-    return 1 + domain.n_blocks * domain.n_payloads
 
 
 def _item(bits: int) -> int:

@@ -1,14 +1,15 @@
 """A recorded network: what to do before and after each frame, for any inference of its length.
 
-Invariant: what is done, and where, does not depend on a value; so neither does the time.
+Invariant: the steps, their places and the sizes of frames follow from shapes alone. Where in its
+operands a step reads may depend on what was opened, which is masked.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +24,21 @@ from veilrun.transport.rounds import Protocol, Round
 
 Memory = npt.NDArray[np.uint8]
 
+NOBODY: Final[frozenset[str]] = frozenset()
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What is done between two rounds, and the frame after it. Spans are (start, n_bytes).
 
     end: of its steps. received: where the frame before goes. sent: the frame that it leaves.
-    is_awaited: whether the peer sends one then.
+    awaited: whose frames come then, as of a `Round`; nobody's and none sent: it is the last.
     """
 
     end: int
     received: tuple[int, int] | None
     sent: tuple[int, int] | None
-    is_awaited: bool
+    awaited: Set[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,11 @@ class Tape:
     fixed: object
 
     def load(self, correlations: Iterable[Array | Keys], tweak: bytes) -> Loaded:
-        """The material of one inference, in its places."""
+        """The material of one inference, in its places.
+
+        Raises:
+            DecodeError: from `material.halves`.
+        """
         memory = native.passing(self.n_bytes)
         for places, one in zip(self.correlations, correlations, strict=True):
             parts = one if isinstance(one, tuple) else (one,)
@@ -115,12 +122,10 @@ class Loaded:
             if not tape.kernel.library.veilrun_run(*at, first, turn.end, tape.n_threads):
                 raise DecodeError("the padding of packed values is not zero")
             first = turn.end
-            if turn.sent is None and not turn.is_awaited:
-                continue
+            if turn.sent is None and turn.awaited == NOBODY:
+                break
             outgoing = {} if turn.sent is None else {tape.peer: _bytes(memory, turn.sent)}
-            awaited = frozenset({tape.peer}) if turn.is_awaited else frozenset()
-            both_ways = bool(outgoing) and turn.is_awaited
-            inbox = yield Round(outgoing, None if both_ways else awaited)
+            inbox = yield Round(outgoing, turn.awaited)
             frame = inbox.get(tape.peer, b"")
         return None if tape.results is None else tuple(map(self._read, tape.results))
 

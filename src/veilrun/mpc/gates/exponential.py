@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from veilrun.mpc.arithmetic import divide
+from veilrun.mpc.arithmetic import lower, upper
 from veilrun.mpc.gates import shrink
 from veilrun.mpc.gates.interpolate import split
 from veilrun.mpc.machines.dealer import Dealer
@@ -35,7 +35,7 @@ def trace(machine: Tracer, name: str, table: ExpTable, x: Masked) -> Shared:
 
 
 def deal(machine: Dealer, name: str, table: ExpTable, x: Masked) -> Shared:
-    point, low = divide(x.mask, table.low_bits)
+    point, low = upper(x.mask, table.low_bits), lower(x.mask, table.low_bits)
     machine.keys(point, table.domain, table.falling[low][None])
     return machine.unknown(x.shape, table.bits)
 
@@ -43,7 +43,8 @@ def deal(machine: Dealer, name: str, table: ExpTable, x: Masked) -> Shared:
 def run(machine: Party, name: str, table: ExpTable, x: Masked) -> Shared:
     machine.watch_mask(x.mask, table.low_bits)
     a, bits = machine.arithmetic, table.bits + table.extra_bits
-    index, low = a.divide(x.array, x.bits, table.low_bits)
+    index = a.upper(x.array, x.bits, table.low_bits)
+    low = a.lower(x.array, table.low_bits)
     found = a.lookup(machine.key(), index, table.rows)
     values = a.scale(found[0], table.rising, low, bits)
     return shrink.run(machine, Shared(values.reshape(x.shape), bits), table.extra_bits)

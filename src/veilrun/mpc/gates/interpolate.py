@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from veilrun.mpc.arithmetic import divide
+from veilrun.mpc.arithmetic import lower, upper
 from veilrun.mpc.gates import shrink
 from veilrun.mpc.machines.dealer import Dealer
 from veilrun.mpc.machines.party import Party
@@ -36,7 +36,7 @@ def trace(machine: Tracer, name: str, table: LinearTable, x: Masked) -> Shared:
 
 
 def deal(machine: Dealer, name: str, table: LinearTable, x: Masked) -> Shared:
-    point, low = divide(x.mask, table.low_bits)
+    point, low = upper(x.mask, table.low_bits), lower(x.mask, table.low_bits)
     payloads = np.stack([np.ones_like(low), low]).astype(table.values.dtype)
     machine.keys(point, table.domain, payloads)
     return machine.unknown(x.shape, table.bits)

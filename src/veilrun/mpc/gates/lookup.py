@@ -55,7 +55,7 @@ def run(machine: Party, name: str, table: StepTable, *inputs: Masked) -> Shared:
     if inputs[1:]:
         indexes = _concatenate([x.array for x in inputs], table)
     else:
-        indexes, _ = a.divide(inputs[0].array, inputs[0].bits, 0)
+        indexes = a.upper(inputs[0].array, inputs[0].bits, 0)
     if not table.by_keys:
         return Shared(a.gather(machine.take(), indexes, bits).reshape(shape), bits)
     if inputs[1:]:

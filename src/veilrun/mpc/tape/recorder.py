@@ -229,12 +229,11 @@ class Recorder:
     def shrink(self, a: Any, by: int, bits: int, one: bool) -> Any:
         return self._shifted(a, by, bits, one, _item(bits))
 
-    def divide(self, x: Any, bits: int, low_bits: int) -> tuple[Any, Any]:
-        flat = x.reshape(-1)
-        upper = self._shifted(flat, low_bits, bits - low_bits, False, 4)
-        if not low_bits:
-            return upper, upper  # nobody reads bits that are not there
-        return upper, self._shifted(flat, 0, low_bits, False, 4)
+    def upper(self, x: Any, bits: int, low_bits: int) -> Any:
+        return self._shifted(x.reshape(-1), low_bits, bits - low_bits, False, 4)
+
+    def lower(self, x: Any, low_bits: int) -> Any:
+        return self._shifted(x.reshape(-1), 0, low_bits, False, 4)
 
     def scale(self, a: Any, table: Array, at: Any, bits: int) -> Any:
         out = self._cells(a.shape, a.item)
@@ -336,7 +335,7 @@ class Recorder:
     ) -> tuple[Any, Any]:
         """The same by a look-up of each of the rows."""
         key_bits, item = rows.domain.out_bits, rows.domain.dtype.itemsize
-        indexes, _ = self.divide(opened, bits, low_bits)
+        indexes = self.upper(opened, bits, low_bits)
         low = self._shifted(opened.reshape(-1), 0, low_bits, False, item)
         found = self.lookup(key, indexes, rows)
         risen = self._binary(Op.MULTIPLY, low, found[1], key_bits)
